@@ -1,0 +1,1 @@
+"""PCI configuration space: layouts and decoding. Knows no virtio device."""
