@@ -129,9 +129,7 @@ class Record:
         self.fields: Final[Mapping[str, Field]] = dict(_derive_fields(layout))
         self.size: Final[int] = sum(f.size for f in self.fields.values())
         self._make: Callable[..., Any] = namedtuple(name, list(self.fields))  # type: ignore[misc]
-        self._flat: Final = (
-            _flat_codec(layout) if all(f.kind == "int" for f in self.fields.values()) else None
-        )
+        self._flat: Final = _flat_codec(layout) if all(f.kind == "int" for f in self.fields.values()) else None
 
     def __repr__(self) -> str:
         return f"<Record {self.name}: {self.size} bytes, {', '.join(self.fields)}>"
@@ -177,18 +175,12 @@ class Record:
     def decode_available(self, buffer: Buffer, offset: int = 0) -> dict[str, Any]:
         """Those fields that lie wholly inside the buffer: for structures that an older peer makes shorter."""
         here = len(buffer) - offset
-        return {
-            f.name: f.decode(buffer, offset + f.offset)
-            for f in self.fields.values()
-            if f.offset + f.size <= here
-        }
+        return {f.name: f.decode(buffer, offset + f.offset) for f in self.fields.values() if f.offset + f.size <= here}
 
     def encode(self, **values: Any) -> bytes:
         """The bytes; fields not given are zero. Raises LayoutError for an unknown field or one that does not fit."""
         if unknown := values.keys() - self.fields.keys():
-            raise LayoutError(
-                f"{self.name} has no field {', '.join(sorted(unknown))}, only {', '.join(self.fields)}"
-            )
+            raise LayoutError(f"{self.name} has no field {', '.join(sorted(unknown))}, only {', '.join(self.fields)}")
         return b"".join(self._encode_field(f, values) for f in self.fields.values())
 
     def _encode_field(self, field: Field, values: Mapping[str, Any]) -> bytes:
@@ -288,9 +280,7 @@ def _integer(name: str, offset: int, part: Any) -> Field:
     codec = struct.Struct(part.fmtstr)
     order, letter = part.fmtstr[0], part.fmtstr[1]
     dtype = f"{order}{'i' if letter.islower() else 'u'}{codec.size}"
-    return Field(
-        name, offset, codec.size, "int", dtype, lambda b, at: codec.unpack_from(b, at)[0], codec.pack, 0
-    )
+    return Field(name, offset, codec.size, "int", dtype, lambda b, at: codec.unpack_from(b, at)[0], codec.pack, 0)
 
 
 def _odd_integer(name: str, offset: int, part: Any) -> Field:
@@ -317,9 +307,7 @@ def _bytes(name: str, offset: int, part: Any) -> Field:
             raise ValueError(f"{size} bytes are wanted")
         return data
 
-    return Field(
-        name, offset, size, "bytes", f"V{size}", lambda b, at: bytes(b[at : at + size]), encode, bytes(size)
-    )
+    return Field(name, offset, size, "bytes", f"V{size}", lambda b, at: bytes(b[at : at + size]), encode, bytes(size))
 
 
 def _register(name: str, offset: int, part: Register) -> Field:
@@ -378,7 +366,7 @@ _BUILDERS: dict[type, Callable[[str, int, Any], Field]] = {
 }
 
 
-def _dtype_recipe(record: Record) -> dict[str, Any]:
+def _dtype_recipe(record: Record) -> Any:
     return {
         "names": list(record.fields),
         "formats": [_dtype_format(f) for f in record.fields.values()],
