@@ -35,7 +35,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Register(construct.Adapter):  # type: ignore[misc]  # construct ships no types
-    """An integer whose bits have names, given from bit 0 upwards with their widths: `Register(Int16ul, nfd=1, version=3)`.
+    """An integer whose bits have names, given from bit 0 upwards with widths: `Register(Int16ul, nfd=1, version=15)`.
 
     Decodes to a named tuple of the fields and encodes from a mapping, a named tuple, or the whole integer.
     """
@@ -162,7 +162,8 @@ class Record:
         """The numpy dtype, with this record's offsets and byte order."""
         import numpy
 
-        return numpy.dtype(_dtype_recipe(self))
+        made: np.dtype[Any] = numpy.dtype(_dtype_recipe(self))
+        return made
 
     def decode(self, buffer: Buffer, offset: int = 0) -> Any:
         """The values at `offset` as a named tuple. Raises LayoutError when the buffer is too short."""
