@@ -1,0 +1,286 @@
+"""The device half: `Device` is what an author writes, `DeviceEnd` is what every carrier talks to.
+
+A `Device` never sees a descriptor, an address or a transport. A carrier translates its own words (registers,
+messages) into the verbs of `DeviceEnd`, and carries out the two verbs of `Notifier`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Final, NamedTuple, Protocol
+
+from attrs import define, field
+
+from virtio_py.errors import NegotiationError, PeerError, UsageError
+from virtio_py.memory import GuestMemory
+from virtio_py.rings.chain import Chain
+from virtio_py.rings.engine import REFERENCE, Engine
+from virtio_py.rings.queue import DeviceQueue, QueueConfig, QueueState
+from virtio_py.spec import DeviceId, DeviceStatus, Feature, bit
+from virtio_py.status import RING_FEATURES, FeatureNeeds, missing_needs
+
+
+class QueueSpec(NamedTuple):
+    """A virtqueue of a device: its name in the specification, and the largest size the device takes."""
+
+    name: str
+    size: int = 256
+
+
+class Notifier(Protocol):
+    """Everything a device may do to the outside."""
+
+    def used_buffer(self, queue_index: int) -> None:
+        """A used buffer notification for one queue (2.3)."""
+
+    def configuration_change(self) -> None:
+        """A configuration change notification (2.3)."""
+
+
+class Device:
+    """What a device's author subclasses. Every method but `queues` and `handle` has a usable default.
+
+    device_id: the device type; feature_needs: which of its features need which others.
+    """
+
+    device_id: ClassVar[DeviceId]
+    feature_needs: ClassVar[FeatureNeeds] = {}
+
+    def queues(self) -> Sequence[QueueSpec]:
+        """The device's virtqueues, in the order of their indices."""
+        raise NotImplementedError(f"{type(self).__name__} declares no queues")
+
+    def offered_features(self) -> int:
+        """The mask of this device type's feature bits; ring features are the end's to offer."""
+        return 0
+
+    def refuse_features(self, features: int) -> str | None:
+        """Why this subset of the offer cannot be served, or None. The driver then finds FEATURES_OK clear."""
+        return None
+
+    def read_config(self) -> bytes:
+        """The whole live configuration structure; the end slices it and owns the generation."""
+        return b""
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """The driver wrote `data` at `offset`; fields that are read-only are left as they are."""
+
+    def activate(self, end: DeviceEnd, features: int) -> None:
+        """DRIVER_OK was set with these negotiated features. `end` is how the device reaches its queues and driver."""
+
+    def handle(self, queue: DeviceQueue, chain: Chain) -> None:
+        """Serves one chain. When this returns the chain is used, unless `chain.defer()` was called."""
+        raise NotImplementedError(f"{type(self).__name__} handles no chains")
+
+    def reset(self) -> None:
+        """Forgets everything that a driver did, deferred chains included; nothing may be completed afterwards."""
+
+
+@define(eq=False)
+class DeviceEnd:
+    """Everything a driver can do to a device, in the specification's verbs, whatever carries them.
+
+    One thread at a time may call. A PeerError raised below ends here: it becomes DEVICE_NEEDS_RESET with a
+    configuration change notification, all queues stop, and `fault` says what it was until the next reset.
+
+    ring_features: mask of the features offered besides the device's own.
+    """
+
+    device: Final[Device]
+    memory: GuestMemory
+    notifier: Notifier
+    engine: Engine = REFERENCE
+    ring_features: int = RING_FEATURES
+    fault: PeerError | None = field(default=None, init=False)
+    features: int = field(default=0, init=False)
+    _status: int = field(default=0, init=False)
+    _configs: list[QueueConfig] = field(init=False)
+    _queues: dict[int, DeviceQueue] = field(init=False, factory=dict)
+    _generation: int = field(default=0, init=False)
+    _config_seen: bytes | None = field(default=None, init=False)
+    _config_stale: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._configs = self._fresh_configs()
+
+    def _fresh_configs(self) -> list[QueueConfig]:
+        return [QueueConfig(i, spec.name, spec.size) for i, spec in enumerate(self.device.queues())]
+
+    # Features (2.2)
+
+    @property
+    def device_features(self) -> int:
+        """The mask of all feature bits offered."""
+        return self.device.offered_features() | self.ring_features
+
+    def accept_features(self, features: int) -> None:
+        """The driver's choice; judged when FEATURES_OK is written, frozen from then on."""
+        if self._status & DeviceStatus.FEATURES_OK:
+            raise NegotiationError(
+                "feature bits written after FEATURES_OK", clause="basic.driver.device-initialization.5"
+            )
+        self.features = features
+
+    def _refusal(self) -> str | None:
+        """Why the driver's choice of features cannot be accepted, or None."""
+        if extra := self.features & ~self.device_features:
+            return f"bits {extra:#x} were not offered"
+        if missing := missing_needs(self.features, self.device.feature_needs):
+            return f"bit {missing[0][0]} needs bit {missing[0][1]}"
+        if not self.features & bit(Feature.VERSION_1):
+            return "VIRTIO_F_VERSION_1 is not accepted"
+        return self.device.refuse_features(self.features)
+
+    # Status (2.1)
+
+    def read_status(self) -> int:
+        """The device status field."""
+        return self._status
+
+    def write_status(self, value: int) -> None:
+        """0 resets. Bits that only the device sets, or that were refused, do not follow the driver's write."""
+        if value == 0:
+            self.reset()
+            return
+        # DEVICE_NEEDS_RESET is the device's: a driver's read-modify-write must neither set nor clear it.
+        added = value & ~self._status & ~DeviceStatus.DEVICE_NEEDS_RESET
+        if added & DeviceStatus.FEATURES_OK and self._refusal() is not None:
+            added &= ~DeviceStatus.FEATURES_OK
+        if added & DeviceStatus.DRIVER_OK and not (self._status | added) & DeviceStatus.FEATURES_OK:
+            added &= ~DeviceStatus.DRIVER_OK
+        self._status |= added
+        if added & DeviceStatus.DRIVER_OK:
+            self._start()
+
+    def _start(self) -> None:
+        self.device.activate(self, self.features)
+        # Buffers may have been made available before DRIVER_OK, when no notification was allowed.
+        for index in list(self._queues):
+            self.available_buffer(index)
+
+    def reset(self) -> None:
+        """Back to the state after power-on (2.4). No notification leaves from here on until DRIVER_OK."""
+        self._status = 0
+        self.features = 0
+        self.fault = None
+        self._queues.clear()
+        self._configs = self._fresh_configs()
+        self._config_seen, self._config_stale = None, False
+        self.device.reset()
+
+    @property
+    def running(self) -> bool:
+        """Whether the device may consume buffers: DRIVER_OK is set and DEVICE_NEEDS_RESET is not."""
+        wanted = DeviceStatus.DRIVER_OK | DeviceStatus.DEVICE_NEEDS_RESET
+        return self._status & wanted == DeviceStatus.DRIVER_OK
+
+    def needs_reset(self, error: PeerError) -> None:
+        """Gives up until the driver resets: DEVICE_NEEDS_RESET, then a configuration change notification."""
+        self.fault = error
+        self._status |= DeviceStatus.DEVICE_NEEDS_RESET
+        if self._status & DeviceStatus.DRIVER_OK:
+            self.notifier.configuration_change()
+
+    # Configuration space (2.5)
+
+    def read_config(self, offset: int, length: int) -> bytes:
+        """`length` bytes of the configuration space; what lies behind its end reads as zeros."""
+        live = self.device.read_config()
+        if self._config_stale or (self._config_seen is not None and live != self._config_seen):
+            self._generation = (self._generation + 1) & 0xFF
+        self._config_seen, self._config_stale = live, False
+        return live[offset : offset + length].ljust(length, b"\0")
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Stores to the configuration space; what lies behind its end is dropped."""
+        room = len(self.device.read_config()) - offset
+        if offset >= 0 and room > 0:
+            self.device.write_config(offset, data[:room])
+
+    @property
+    def config_generation(self) -> int:
+        """Changes between two reads whenever what the driver read first is no longer true (2.5)."""
+        if self._config_stale or (self._config_seen is not None and self.device.read_config() != self._config_seen):
+            self._generation = (self._generation + 1) & 0xFF
+            self._config_seen, self._config_stale = self.device.read_config(), False
+        return self._generation
+
+    def configuration_changed(self) -> None:
+        """For the device: the configuration structure has changed; the driver is told once it is up."""
+        self._config_stale = True
+        if self._status & DeviceStatus.DRIVER_OK:
+            self.notifier.configuration_change()
+
+    # Virtqueues (2.6)
+
+    @property
+    def num_queues(self) -> int:
+        """How many virtqueues the device has."""
+        return len(self._configs)
+
+    def queue(self, index: int) -> QueueConfig:
+        """The registers of a queue. Raises UsageError for an index that the device does not have."""
+        if not 0 <= index < len(self._configs):
+            raise UsageError(f"the device has no queue {index}, only {len(self._configs)}")
+        return self._configs[index]
+
+    def active_queue(self, index: int) -> DeviceQueue | None:
+        """The running queue, for a device that takes chains on its own initiative, or None."""
+        return self._queues.get(index)
+
+    def enable_queue(self, index: int) -> None:
+        """Activates a configured queue. Raises UsageError if it is active, PeerError if its registers are bad."""
+        if index in self._queues:
+            raise UsageError(f"queue {index} is enabled already")
+        config = self.queue(index)
+        self._queues[index] = config.activate(
+            self.memory, self.features, self.engine, lambda: self.notifier.used_buffer(index)
+        )
+
+    def stop_queue(self, index: int) -> QueueState:
+        """Takes a queue out of service and returns where it stood; its chains that are deferred are abandoned."""
+        queue = self._queues.pop(index, None)
+        return queue.stop() if queue is not None else self.queue(index).state
+
+    def replace_memory(self, memory: GuestMemory) -> None:
+        """Swaps the memory under the running queues. Raises PeerError, with all as before, if a ring is not in it."""
+        moved = {i: queue.moved_to(memory) for i, queue in self._queues.items()}
+        self.memory = memory
+        self._queues = moved
+
+    def available_buffer(self, index: int, data: int | None = None) -> bool:
+        """An available buffer notification: serves the queue. True if work is left, beyond the budget of one call."""
+        queue = self._queues.get(index)
+        if queue is None or not self.running:
+            return False
+        try:
+            return serve(self.device, queue)
+        except PeerError as error:
+            error.queue = index if error.queue is None else error.queue
+            self.needs_reset(error)
+            return False
+
+
+def serve(device: Device, queue: DeviceQueue, budget: int = 4) -> bool:
+    """Takes and handles what is available, `budget` batches at the most: a driver that never stops adding must not
+    keep the other queues waiting. True if something is left."""
+    for _ in range(budget):
+        queue.disable_notifications()
+        chains = queue.take()
+        _serve_batch(device, queue, chains)
+        # Re-enabling comes before the last look: a buffer added in between would otherwise wait for ever (2.7.10).
+        if not chains and not queue.enable_notifications():
+            return False
+    return True
+
+
+def _serve_batch(device: Device, queue: DeviceQueue, chains: Sequence[Chain]) -> None:
+    done: list[Chain] = []
+    try:
+        for chain in chains:
+            device.handle(queue, chain)
+            if not chain.deferred:
+                done.append(chain)
+    finally:
+        # Also when one chain was malformed: those before it are used, and the driver must see them.
+        queue.complete(done)

@@ -1,0 +1,250 @@
+"""The driver half: `Transport` is all a driver sees of a carrier, `Driver` is what a driver's author subclasses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol, Self
+
+from virtio_py.errors import NeedsReset, NegotiationError, PeerError, UsageError, VirtioError
+from virtio_py.memory import Arena, Buffer
+from virtio_py.rings.engine import REFERENCE, Engine
+from virtio_py.rings.queue import DriverQueue
+from virtio_py.spec import DeviceId, DeviceStatus, Feature, bit
+from virtio_py.status import INITIALISATION, RING_FEATURES, FeatureNeeds, missing_needs
+
+
+class Transport(Protocol):
+    """The driver's view of a carrier. Offsets, lengths and addresses in bytes."""
+
+    @property
+    def arena(self) -> Arena:
+        """Memory shared with the device."""
+
+    @property
+    def device_id(self) -> int:
+        """The device type on the other side."""
+
+    @property
+    def num_queues(self) -> int:
+        """How many virtqueues the device has, as far as the carrier tells."""
+
+    def device_features(self) -> int: ...
+    def accept_features(self, features: int) -> None: ...
+    def read_status(self) -> int: ...
+    def write_status(self, value: int) -> None: ...
+    def read_config(self, offset: int, length: int) -> bytes: ...
+    def write_config(self, offset: int, data: bytes) -> None: ...
+    def config_generation(self) -> int: ...
+
+    def max_queue_size(self, index: int) -> int:
+        """The largest size of a queue, 0 if the device does not have it."""
+
+    def enable_queue(self, queue: DriverQueue) -> None:
+        """Tells the device where the queue's areas are, and enables it."""
+
+    def available_buffer(self, index: int, data: int) -> None:
+        """Sends an available buffer notification; `data` is that of VIRTIO_F_NOTIFICATION_DATA."""
+
+    def wait(self, timeout: float) -> None:
+        """Returns when a notification may have arrived, or after `timeout` seconds."""
+
+    def close(self) -> None:
+        """Lets go of the carrier."""
+
+
+class Driver:
+    """A driver for one device. A subclass names its device, its features and its queues, and adds requests.
+
+    device_id: the device type it drives; known_features: mask of its device-type features it can use;
+    feature_needs: which of them need which others; needed_features: mask without which it cannot run.
+    """
+
+    device_id: ClassVar[DeviceId]
+    known_features: ClassVar[int] = 0
+    feature_needs: ClassVar[FeatureNeeds] = {}
+    needed_features: ClassVar[int] = bit(Feature.VERSION_1)
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        engine: Engine = REFERENCE,
+        features: int | None = None,
+        queue_size: int = 256,
+    ) -> None:
+        """features: mask to accept at most; all that are known and offered by default."""
+        self.transport = transport
+        self.engine = engine
+        self.wanted = (self.known_features | RING_FEATURES) if features is None else features
+        self.queue_size = queue_size
+        self.offered = 0
+        self.features = 0
+        self.queues: list[DriverQueue] = []
+        # What the device may still write to: a request that timed out keeps its memory until a reset.
+        self._lent: list[Buffer] = []
+
+    # What a subclass fills in
+
+    def queue_count(self) -> int:
+        """How many queues to set up; may read the configuration, the features are settled."""
+        return self.transport.num_queues
+
+    def started(self) -> None:
+        """DRIVER_OK is set: post receive buffers, ask the device for its details."""
+
+    # The initialisation sequence (3.1.1), a table in `status`
+
+    def start(self) -> Self:
+        """Runs the sequence. Raises NegotiationError, with FAILED set, if the device cannot be used."""
+        try:
+            for step in INITIALISATION:
+                getattr(self, step.method)()
+                if step.status:
+                    self.transport.write_status(self.transport.read_status() | step.status)
+        except PeerError:
+            self.fail()
+            raise
+        self._kick_all()
+        self.started()
+        return self
+
+    def reset(self) -> None:
+        """Resets the device and waits until the status reads 0; queues of an earlier start are given back."""
+        self.transport.write_status(0)
+        self.await_status(0)
+        for queue in self.queues:
+            queue.release()
+        self.queues = []
+        self._give_back(list(self._lent))
+
+    def await_status(self, wanted: int, timeout: float = 5.0) -> None:
+        """Waits until the device status reads `wanted`. Raises NegotiationError after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while self.transport.read_status() != wanted:
+            if time.monotonic() > deadline:
+                raise NegotiationError(f"the device status does not become {wanted:#x}")
+            self.transport.wait(0.001)
+
+    def acknowledge(self) -> None:
+        """Step 2: the device has been noticed."""
+
+    def check_device(self) -> None:
+        """Step 3: we know how to drive it."""
+        if self.transport.device_id != self.device_id:
+            raise NegotiationError(f"device type {self.transport.device_id} is not {self.device_id.name}")
+
+    def negotiate(self) -> None:
+        """Step 4: the offer, less what is not known, not wanted, or lacks something that it needs."""
+        self.offered = self.transport.device_features()
+        # VERSION_1 must be accepted when it is offered, whatever the caller wanted.
+        chosen = self.offered & (self.wanted | bit(Feature.VERSION_1))
+        while missing := missing_needs(chosen, self.feature_needs):
+            chosen &= ~bit(missing[0][0])
+        if lacking := self.needed_features & ~chosen:
+            raise NegotiationError(f"features {lacking:#x} are not offered", clause="features.driver.feature-bits.7")
+        self.features = chosen
+        self.transport.accept_features(chosen)
+
+    def features_chosen(self) -> None:
+        """Step 5: FEATURES_OK is about to be written."""
+
+    def check_features_ok(self) -> None:
+        """Step 6: a device that does not keep FEATURES_OK cannot be used with our choice."""
+        if not self.transport.read_status() & DeviceStatus.FEATURES_OK:
+            raise NegotiationError(
+                f"the device refuses features {self.features:#x}", clause="basic.driver.device-initialization.2"
+            )
+
+    def set_up(self) -> None:
+        """Step 7: the queues."""
+        for index in range(self.queue_count()):
+            size = min(self.transport.max_queue_size(index), self.queue_size)
+            if size == 0:
+                raise NegotiationError(f"the device does not have queue {index}", queue=index)
+            queue = DriverQueue(index, size, self.transport.arena, self.features, self.engine)
+            self.queues.append(queue)
+            self.transport.enable_queue(queue)
+
+    def ready(self) -> None:
+        """Step 8: DRIVER_OK is about to be written."""
+
+    def _kick_all(self) -> None:
+        for queue in self.queues:
+            self.kick(queue)
+
+    def fail(self) -> None:
+        """Tells the device that we have given up on it (FAILED)."""
+        self.transport.write_status(self.transport.read_status() | DeviceStatus.FAILED)
+
+    def has(self, feature: int) -> bool:
+        """Whether a feature bit was negotiated."""
+        return bool(self.features >> feature & 1)
+
+    # Requests
+
+    def kick(self, queue: DriverQueue) -> None:
+        """Sends an available buffer notification if the device asks for one."""
+        if queue.needs_notification():
+            self.transport.available_buffer(queue.index, queue.notification_data)
+
+    def read_config_bytes(self, offset: int, length: int) -> bytes:
+        """Part of the configuration space, read again until the generation stood still (2.5.1)."""
+        while True:
+            before = self.transport.config_generation()
+            data = self.transport.read_config(offset, length)
+            if self.transport.config_generation() == before:
+                return data
+
+    def wait_used(self, queue: DriverQueue, count: int = 1, timeout: float = 5.0) -> list[tuple[Any, int]]:
+        """Waits for `count` used buffers: (token, used length in bytes) each. Raises NeedsReset, or PeerError with
+        FAILED set if the device broke its ring, or VirtioError after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        done: list[tuple[Any, int]] = []
+        while True:
+            done += self._take_used(queue)
+            if len(done) >= count:
+                return done
+            self._check_alive(deadline)
+            if not queue.enable_notifications():
+                self.transport.wait(max(0.0, min(0.05, deadline - time.monotonic())))
+
+    def _take_used(self, queue: DriverQueue) -> list[tuple[Any, int]]:
+        try:
+            return queue.take_used()
+        except PeerError:
+            self.fail()
+            raise
+
+    def _check_alive(self, deadline: float) -> None:
+        if self.transport.read_status() & DeviceStatus.DEVICE_NEEDS_RESET:
+            raise NeedsReset("the device has set DEVICE_NEEDS_RESET")
+        if time.monotonic() > deadline:
+            raise VirtioError("the device did not use the buffer in time")
+
+    def transact(
+        self, queue: DriverQueue, readable: Sequence[bytes], writable: Sequence[int], timeout: float = 5.0
+    ) -> tuple[list[bytes], int]:
+        """One request, start to end: sends the readable parts, returns the writable ones (of these sizes, in bytes)
+        and the used length. The queue must be idle."""
+        if queue.outstanding:
+            raise UsageError(f"queue {queue.index} has buffers outstanding")
+        sent = [self._filled(part) for part in readable]
+        received = [self.transport.arena.allocate(size) for size in writable]
+        self._lent += sent + received
+        queue.add([b.extent for b in sent], [b.extent for b in received])
+        self.kick(queue)
+        [(_, length)] = self.wait_used(queue, 1, timeout)
+        answers = [bytes(b.view) for b in received]
+        self._give_back(sent + received)
+        return answers, length
+
+    def _filled(self, part: bytes) -> Buffer:
+        buffer = self.transport.arena.allocate(len(part))
+        buffer.view[:] = part
+        return buffer
+
+    def _give_back(self, buffers: list[Buffer]) -> None:
+        self.transport.arena.free(*buffers)
+        for buffer in buffers:
+            self._lent.remove(buffer)
