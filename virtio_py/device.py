@@ -163,6 +163,8 @@ class DeviceEnd:
         self._status = 0
         self.features = 0
         self.fault = None
+        for queue in self._queues.values():
+            queue.stop()
         self._queues.clear()
         self._configs = self._fresh_configs()
         self._config_seen, self._config_stale = None, False
@@ -244,9 +246,10 @@ class DeviceEnd:
 
     def replace_memory(self, memory: GuestMemory) -> None:
         """Swaps the memory under the running queues. Raises PeerError, with all as before, if a ring is not in it."""
-        moved = {i: queue.moved_to(memory) for i, queue in self._queues.items()}
+        bindings = [(queue, queue.bind(memory)) for queue in self._queues.values()]
+        for queue, binding in bindings:
+            queue.adopt(binding)
         self.memory = memory
-        self._queues = moved
 
     def available_buffer(self, index: int, data: int | None = None) -> bool:
         """An available buffer notification: serves the queue. True if work is left, beyond the budget of one call."""

@@ -131,6 +131,13 @@ class Record:
         self._make: Callable[..., Any] = namedtuple(name, list(self.fields))  # type: ignore[misc]
         self._flat: Final = _flat_codec(layout) if all(f.kind == "int" for f in self.fields.values()) else None
 
+    @property
+    def codec(self) -> struct.Struct:
+        """The one struct codec of a record of plain integers. Raises UsageError for any other record."""
+        if self._flat is None:
+            raise UsageError(f"{self.name} is not made of plain integers of one byte order")
+        return self._flat
+
     def __repr__(self) -> str:
         return f"<Record {self.name}: {self.size} bytes, {', '.join(self.fields)}>"
 

@@ -16,9 +16,12 @@ from virtio_py.errors import RequestError, UsageError
 class Completer(Protocol):
     """Whoever hands out chains and takes them back: a DeviceQueue."""
 
-    index: int
+    @property
+    def index(self) -> int:
+        """The index of the virtqueue."""
 
-    def complete(self, chains: Sequence[Chain]) -> None: ...
+    def complete(self, chains: Sequence[Chain]) -> None:
+        """Returns chains to the driver."""
 
 
 class Stream:

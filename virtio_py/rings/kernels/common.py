@@ -1,0 +1,257 @@
+"""What all ring kernels share: their arguments, the words of their state, translation, and the event window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Lock
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+
+from virtio_py.rings.layouts import pvirtq_desc, virtq_desc
+
+Words: TypeAlias = "memoryview[int]"
+"""A sequence of machine words, loaded and stored whole: a cast memoryview interpreted, a numpy array compiled."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+KERNELS: Final[dict[str, Callable[..., Any]]] = {}
+"""Every kernel by name, callees before callers."""
+
+TWINS: Final[dict[str, Callable[..., Any]]] = {}
+"""The few functions that have a second body when compiled: single accesses to shared memory, and the fence."""
+
+
+def kernel(function: Function) -> Function:
+    """Registers a ring loop for both engines; changes nothing."""
+    KERNELS[function.__name__] = function
+    return function
+
+
+def twin(function: Function) -> Function:
+    """Registers the interpreted body of an access whose compiled body stands in `rings.compiled`."""
+    TWINS[function.__name__] = function
+    return function
+
+
+# Arguments ---------------------------------------------------------------------------------------------------------
+
+
+class Memory(NamedTuple):
+    """Guest memory. rows: START, END, HOST of each region in address order; views: the bytes of each (interpreted)."""
+
+    rows: Words
+    views: tuple[memoryview, ...]
+
+
+START, END, HOST, ROW = 0, 1, 2, 3
+
+
+class Shadow(NamedTuple):
+    """What each half remembers of a buffer, by its id: never read from shared memory.
+
+    next: the descriptor linked behind (split driver) or the next free id (packed driver); slots: ring slots it takes,
+    0 if it is not outstanding; writable: bytes the device may write; order: ids in the order they were made available.
+    """
+
+    next: Words
+    slots: Words
+    writable: Words
+
+
+class Batch(NamedTuple):
+    """Several buffers at once. Segments of buffer n are first[n] to end[n], the writable ones from middle[n] on.
+
+    ids: as in the ring; lengths: used lengths; readable, writable: bytes in all; address, size: of each segment.
+    """
+
+    ids: Words
+    lengths: Words
+    first: Words
+    middle: Words
+    end: Words
+    readable: Words
+    writable: Words
+    address: Words
+    size: Words
+
+
+class SplitRing(NamedTuple):
+    """A split virtqueue as its kernels see it.
+
+    The descriptor table is at offset `table` of region `row`. used_event and avail_event are indices into avail16 and
+    used16. indirect: for a device whether it was negotiated, for a driver the entries of each of its indirect tables,
+    which lie one per descriptor from offset `indirect_at` on. max_chain: the longest chain that is followed.
+    """
+
+    size: int
+    row: int
+    table: int
+    avail16: Words
+    used16: Words
+    used32: Words
+    used_event: int
+    avail_event: int
+    event_idx: int
+    in_order: int
+    indirect: int
+    indirect_at: int
+    max_chain: int
+
+
+class PackedRing(NamedTuple):
+    """A packed virtqueue as its kernels see it; as SplitRing. flags16 and events are indexed by the layout's words."""
+
+    size: int
+    row: int
+    table: int
+    ring16: Words
+    ring32: Words
+    driver_event: Words
+    device_event: Words
+    event_idx: int
+    in_order: int
+    indirect: int
+    indirect_at: int
+    max_chain: int
+
+
+# State: one small array for each half of a queue, so that a snapshot is a copy -------------------------------------
+
+NEXT_AVAILABLE = 0  # device: where it takes next; driver: where it adds next. Split: free-running; packed: a slot
+NEXT_USED = 1  # device: where it puts the next used element; driver: where it looks for it
+AVAILABLE_WRAP = 2  # packed: the wrap counter that goes with NEXT_AVAILABLE
+USED_WRAP = 3  # packed: the wrap counter that goes with NEXT_USED
+SINCE = 4  # slots published since a notification was last decided
+PUBLISHED = 5  # driver: what the device has been shown of NEXT_AVAILABLE
+FREE_HEAD = 6  # driver: the first free descriptor (split) or id (packed)
+FREE_COUNT = 7  # driver: free descriptors
+OUTSTANDING = 8  # buffers made available and not yet used
+OLDEST = 9  # driver, in order: id of the buffer that has to be used next
+FAULT_ID = 10  # the buffer in which a fault was found
+FAULT_AT = 11  # the offending value: an index, an id, a length
+FIRST_FLAGS = 12  # packed driver: the flags that publish what was added
+FIRST_SLOT = 13  # packed driver: and their slot
+STATE_WORDS = 16
+
+# Faults: what a kernel returns, negated. `rings.faults` gives each its error and clause ----------------------------
+
+BAD_INDEX = 1
+BAD_HEAD = 2
+HEAD_IN_FLIGHT = 3
+BAD_NEXT = 4
+LOOP = 5
+TOO_LONG = 6
+TOO_MANY_BYTES = 7
+ORDER = 8
+NOT_MEMORY = 9
+INDIRECT_NOT_NEGOTIATED = 10
+INDIRECT_NESTED = 11
+INDIRECT_NEXT = 12
+INDIRECT_SIZE = 13
+INDIRECT_FLAGS = 14
+USED_INDEX = 15
+USED_ID = 16
+USED_NOT_OUTSTANDING = 17
+USED_LENGTH = 18
+USED_ORDER = 19
+BATCH_FULL = 99  # not a fault of the peer's: no room for the segments of one more chain
+
+MAX_CHAIN_BYTES = 1 << 32
+
+DESC_SIZE = virtq_desc.size
+F_NEXT, F_WRITE, F_INDIRECT = 1, 2, 4
+
+
+# Accesses to shared memory: the only bodies that differ between engines --------------------------------------------
+
+_fence = Lock()
+
+
+@twin
+def load_acquire(words: Words, index: int) -> int:
+    """A load that no later load or store may pass. Interpreted: x86 and the interpreter keep loads in order."""
+    return words[index]
+
+
+@twin
+def load_once(words: Words, index: int) -> int:
+    """A load of a word the other side may be writing: once, whole, not repeated by the compiler."""
+    return words[index]
+
+
+@twin
+def store_release(words: Words, index: int, value: int) -> None:
+    """A store that no earlier load or store may pass."""
+    words[index] = value
+
+
+@twin
+def fence() -> None:
+    """Nothing passes, not even a load an earlier store. Interpreted: a lock's atomic exchange is such a fence."""
+    with _fence:
+        pass
+
+
+@twin
+def pause() -> None:
+    """A hint that this is a polling loop."""
+
+
+_SPLIT = virtq_desc.codec
+_PACKED = pvirtq_desc.codec
+
+
+@twin
+def load_split_descriptor(memory: Memory, row: int, offset: int) -> tuple[int, int, int, int]:
+    """(addr, len, flags, next) of the virtq_desc at `offset` of a region, each field read once."""
+    address, length, flags, following = _SPLIT.unpack_from(memory.views[row], offset)
+    return address, length, flags, following
+
+
+@twin
+def store_split_descriptor(
+    memory: Memory, row: int, offset: int, address: int, length: int, flags: int, following: int
+) -> None:
+    """Writes a virtq_desc that the device has not been shown yet."""
+    _SPLIT.pack_into(memory.views[row], offset, address, length, flags, following)
+
+
+@twin
+def load_packed_descriptor(memory: Memory, row: int, offset: int) -> tuple[int, int, int, int]:
+    """(addr, len, id, flags) of the pvirtq_desc at `offset` of a region, each field read once."""
+    address, length, ident, flags = _PACKED.unpack_from(memory.views[row], offset)
+    return address, length, ident, flags
+
+
+# Translation and arithmetic ----------------------------------------------------------------------------------------
+
+
+@kernel
+def locate(memory: Memory, address: int, length: int) -> int:
+    """The row of the region that holds all of [address, +length), or -1. Compared so that nothing can wrap."""
+    rows = memory.rows
+    for row in range(len(rows) // ROW):
+        if rows[row * ROW + START] <= address < rows[row * ROW + END]:
+            if length <= rows[row * ROW + END] - address:
+                return row
+            return -1
+    return -1
+
+
+@kernel
+def mapped(memory: Memory, address: int, length: int) -> bool:
+    """Whether every byte of [address, +length) is memory, adjacent regions being one range."""
+    rows = memory.rows
+    for row in range(len(rows) // ROW):
+        if rows[row * ROW + START] <= address < rows[row * ROW + END]:
+            room = rows[row * ROW + END] - address
+            if length <= room:
+                return True
+            address += room
+            length -= room
+    return False
+
+
+@kernel
+def need_event(event: int, new: int, old: int) -> bool:
+    """Whether publishing the indices old to new - 1 passed `event` (2.7.10): free-running 16-bit indices."""
+    return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF

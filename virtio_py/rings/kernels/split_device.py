@@ -1,0 +1,224 @@
+"""The device's half of a split virtqueue (2.7)."""
+
+from __future__ import annotations
+
+from virtio_py.rings.kernels.common import (
+    BAD_HEAD,
+    BAD_INDEX,
+    BAD_NEXT,
+    BATCH_FULL,
+    DESC_SIZE,
+    F_INDIRECT,
+    F_NEXT,
+    F_WRITE,
+    FAULT_AT,
+    FAULT_ID,
+    HEAD_IN_FLIGHT,
+    INDIRECT_NESTED,
+    INDIRECT_NEXT,
+    INDIRECT_NOT_NEGOTIATED,
+    INDIRECT_SIZE,
+    LOOP,
+    MAX_CHAIN_BYTES,
+    NEXT_AVAILABLE,
+    NEXT_USED,
+    NOT_MEMORY,
+    ORDER,
+    ROW,
+    SINCE,
+    START,
+    TOO_LONG,
+    TOO_MANY_BYTES,
+    Batch,
+    Memory,
+    Shadow,
+    SplitRing,
+    Words,
+    fence,
+    kernel,
+    load_acquire,
+    load_once,
+    load_split_descriptor,
+    locate,
+    mapped,
+    need_event,
+    store_release,
+)
+from virtio_py.rings.layouts import virtq_avail, virtq_used, virtq_used_elem
+from virtio_py.spec import AvailFlag, UsedFlag
+
+# The layouts' offsets in words of the views that hold them; those of the two events depend on the size, and stand
+# in the ring itself.
+AVAIL_FLAGS = virtq_avail(1).offset("flags") // 2
+AVAIL_IDX = virtq_avail(1).offset("idx") // 2
+AVAIL_RING = virtq_avail(1).offset("ring") // 2
+USED_FLAGS = virtq_used(1).offset("flags") // 2
+USED_IDX = virtq_used(1).offset("idx") // 2
+USED_RING = virtq_used(1).offset("ring") // 4
+USED_STRIDE = virtq_used_elem.size // 4
+USED_ID = USED_RING + virtq_used_elem.offset("id") // 4
+USED_LEN = USED_RING + virtq_used_elem.offset("len") // 4
+NO_INTERRUPT = int(AvailFlag.NO_INTERRUPT)
+NO_NOTIFY = int(UsedFlag.NO_NOTIFY)
+
+
+@kernel
+def split_walk(ring: SplitRing, state: Words, memory: Memory, batch: Batch, n: int, head: int) -> int:
+    """Follows the chain at `head` and records it as buffer n, behind the segments of buffer n - 1. 0, or a fault."""
+    row, table, entries = ring.row, ring.table, ring.size
+    index, steps, inside = head, 0, 0
+    segment = batch.first[n]
+    middle, readable, writable = -1, 0, 0
+    while True:
+        # Each table entry can be visited once: a chain that goes on for longer has come back to itself.
+        steps += 1
+        if steps > entries:
+            return LOOP
+        address, length, flags, following = load_split_descriptor(memory, row, table + index * DESC_SIZE)
+        if flags & F_INDIRECT:
+            state[FAULT_AT] = length
+            if not ring.indirect:
+                return INDIRECT_NOT_NEGOTIATED
+            if inside:
+                return INDIRECT_NESTED
+            if flags & F_NEXT:
+                return INDIRECT_NEXT
+            if length == 0 or length % DESC_SIZE:
+                return INDIRECT_SIZE
+            row = locate(memory, address, length)
+            if row < 0:
+                return NOT_MEMORY
+            table, entries = address - memory.rows[row * ROW + START], length // DESC_SIZE
+            index, steps, inside = 0, 0, 1
+            continue
+        # A descriptor of no bytes names no memory, whatever its address.
+        if length and not mapped(memory, address, length):
+            state[FAULT_AT] = index
+            return NOT_MEMORY
+        if flags & F_WRITE:
+            if middle < 0:
+                middle = segment
+            writable += length
+        elif middle >= 0:
+            state[FAULT_AT] = index
+            return ORDER
+        else:
+            readable += length
+        if segment >= len(batch.address):
+            return BATCH_FULL
+        batch.address[segment] = address if length else 0
+        batch.size[segment] = length
+        segment += 1
+        if segment - batch.first[n] > ring.max_chain:
+            return TOO_LONG
+        if not flags & F_NEXT:
+            break
+        if following >= entries:
+            state[FAULT_AT] = following
+            return BAD_NEXT
+        index = following
+    if readable + writable > MAX_CHAIN_BYTES:
+        return TOO_MANY_BYTES
+    batch.middle[n] = segment if middle < 0 else middle
+    batch.end[n] = segment
+    batch.readable[n] = readable
+    batch.writable[n] = writable
+    return 0
+
+
+@kernel
+def split_take(ring: SplitRing, state: Words, shadow: Shadow, memory: Memory, batch: Batch, limit: int) -> int:
+    """Takes up to `limit` available buffers into the batch. Returns how many, or a fault negated if the first is bad.
+
+    A bad buffer behind good ones is found again by the next call: the good ones are served first.
+    """
+    # Pairs with the store_release of split_publish: descriptors and ring entries are read after it.
+    idx = load_acquire(ring.avail16, AVAIL_IDX)
+    start = state[NEXT_AVAILABLE]
+    pending = (idx - start) & 0xFFFF
+    if pending > ring.size:
+        state[FAULT_AT] = idx
+        return -BAD_INDEX
+    count = min(pending, limit, len(batch.ids))
+    fault = 0
+    n = 0
+    while n < count:
+        head = load_once(ring.avail16, AVAIL_RING + ((start + n) & (ring.size - 1)))
+        state[FAULT_ID] = head
+        if head >= ring.size:
+            fault = BAD_HEAD
+            break
+        if shadow.slots[head]:
+            fault = HEAD_IN_FLIGHT
+            break
+        batch.first[n] = batch.end[n - 1] if n else 0
+        fault = split_walk(ring, state, memory, batch, n, head)
+        if fault:
+            break
+        batch.ids[n] = head
+        shadow.slots[head] = 1
+        shadow.writable[head] = batch.writable[n]
+        n += 1
+    state[NEXT_AVAILABLE] = (start + n) & 0xFFFF
+    return n if n or not fault else -fault
+
+
+@kernel
+def split_complete(ring: SplitRing, state: Words, shadow: Shadow, batch: Batch, count: int) -> int:
+    """Returns the first `count` buffers of the batch (ids, lengths) to the driver, and publishes them at once.
+
+    In order, a run of buffers that were written in full is told by its last one alone, in the slot of its first.
+    Returns how many used elements were written.
+    """
+    used = state[NEXT_USED]
+    elements = 0
+    n = 0
+    while n < count:
+        run = n
+        shadow.slots[batch.ids[n]] = 0
+        if ring.in_order:
+            while run + 1 < count and batch.lengths[run] == shadow.writable[batch.ids[run]]:
+                run += 1
+                shadow.slots[batch.ids[run]] = 0
+        slot = (used & (ring.size - 1)) * USED_STRIDE
+        ring.used32[USED_ID + slot] = batch.ids[run]
+        ring.used32[USED_LEN + slot] = batch.lengths[run]
+        elements += 1
+        used = (used + run + 1 - n) & 0xFFFF
+        n = run + 1
+    state[NEXT_USED] = used
+    state[SINCE] += count
+    # Pairs with the load_acquire of split_take_used: the elements are there before the index says so.
+    store_release(ring.used16, USED_IDX, used)
+    return elements
+
+
+@kernel
+def split_used_notification_due(ring: SplitRing, state: Words) -> bool:
+    """Whether the driver wants to be told of what was completed since this was last asked (2.7.7)."""
+    since = state[SINCE]
+    if since == 0:
+        return False
+    state[SINCE] = 0
+    # Pairs with the fence of split_driver_notifications: our used.idx is out before we look at the driver's wish.
+    fence()
+    if not ring.event_idx:
+        return not load_once(ring.avail16, AVAIL_FLAGS) & NO_INTERRUPT
+    event = load_once(ring.avail16, ring.used_event)
+    return since > 0xFFFF or need_event(event, state[NEXT_USED], state[NEXT_USED] - since)
+
+
+@kernel
+def split_device_notifications(ring: SplitRing, state: Words, enabled: bool) -> bool:
+    """Asks the driver for available buffer notifications, or not to send any; True if buffers are there already."""
+    if ring.event_idx:
+        # Without a wish the event stays where it is: behind us, so that it is not passed for another 2^16 buffers.
+        if enabled:
+            store_release(ring.used16, ring.avail_event, state[NEXT_AVAILABLE])
+    else:
+        store_release(ring.used16, USED_FLAGS, 0 if enabled else NO_NOTIFY)
+    if not enabled:
+        return False
+    # Pairs with the fence of split_available_notification_due: the wish is out before we look once more.
+    fence()
+    return load_acquire(ring.avail16, AVAIL_IDX) != state[NEXT_AVAILABLE]

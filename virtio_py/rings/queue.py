@@ -1,0 +1,335 @@
+"""Virtqueues: registers that activate into a device's running queue, and the driver's queue.
+
+    config = QueueConfig(0, "requestq", 256)         registers, as a transport sets them
+    queue = config.activate(memory, features, …)     a running queue; "not yet enabled" is a type, not a flag
+    queue.take() -> [Chain]   queue.complete([chain])
+
+    queue = DriverQueue(0, 256, arena, features)     the other half
+    queue.add(readable, writable, token)   queue.take_used() -> [(token, used length)]
+
+Both sides first look, and sleep only after asking for a notification and looking once more:
+
+    while True:                                      while True:
+        queue.disable_notifications()                    done = queue.take_used()
+        for chain in queue.take(): …                     if not done and not queue.enable_notifications():
+        if not queue.enable_notifications(): sleep           sleep
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+from attrs import define, field, frozen
+
+from virtio_py.errors import PeerError, RingError, UsageError
+from virtio_py.memory import Arena, GuestMemory
+from virtio_py.rings.chain import Chain, Reader, Writer
+from virtio_py.rings.engine import REFERENCE, Engine
+from virtio_py.rings.faults import fault
+from virtio_py.rings.kernels import Batch, Memory, Shadow
+from virtio_py.rings.kernels import common as k
+from virtio_py.rings.split import split_areas, split_device_ring, split_driver_ring
+from virtio_py.spec import MAX_QUEUE_SIZE, Feature, bit
+
+Extent = tuple[int, int]
+"""A range of guest memory: (address, length in bytes)."""
+
+MAX_CHAIN: Final = 1024
+"""The longest chain a device follows where the queue is shorter: drivers have been seen to use indirect tables
+longer than their queue, against split.driver.indirect-descriptors.3."""
+
+
+@frozen
+class QueueState:
+    """Where a queue stands: all that a snapshot needs besides the memory. Split indices are free-running."""
+
+    next_available: int = 0
+    next_used: int = 0
+    available_wrap: int = 1
+    used_wrap: int = 1
+
+
+@define
+class QueueConfig:
+    """A virtqueue's registers, as transports set them. Addresses are guest addresses.
+
+    size: the queue size the driver chose, max_size until then; state: where the queue is to begin.
+    """
+
+    index: int
+    name: str
+    max_size: int
+    size: int = field(init=False)
+    descriptor_area: int = 0
+    driver_area: int = 0
+    device_area: int = 0
+    state: QueueState = QueueState()
+
+    def __attrs_post_init__(self) -> None:
+        self.size = self.max_size
+
+    def activate(self, memory: GuestMemory, features: int, engine: Engine, notify: Callable[[], None]) -> DeviceQueue:
+        """The running queue. `notify` sends its used buffer notification. Raises RingError, MemoryFault."""
+        self._check_size(features)
+        return DeviceQueue(self, memory, features, engine, notify)
+
+    def _check_size(self, features: int) -> None:
+        if not 0 < self.size <= min(self.max_size, MAX_QUEUE_SIZE):
+            raise RingError(f"queue size {self.size} is not from 1 to {self.max_size}", queue=self.index)
+        if not features & bit(Feature.RING_PACKED) and self.size & (self.size - 1):
+            raise RingError(f"queue size {self.size} is not a power of 2", queue=self.index)
+
+
+class Half:
+    """What both halves of a queue have: an engine, private state, and room for a batch."""
+
+    def __init__(self, index: int, size: int, features: int, engine: Engine) -> None:
+        self.index: Final = index
+        self.size: Final = size
+        self.features: Final = features
+        self.engine: Final = engine
+        self.layout: Final = "packed" if features & bit(Feature.RING_PACKED) else "split"
+        self.in_order: Final = bool(features & bit(Feature.IN_ORDER))
+        self._state = engine.words(k.STATE_WORDS)
+        self._shadow = Shadow(*(engine.words(size) for _ in Shadow._fields))
+        segments = max(2 * size, MAX_CHAIN + 1)
+        per_segment = ("address", "size")
+        self._batch = Batch(*(engine.words(segments if f in per_segment else size) for f in Batch._fields))
+
+    def _kernel(self, name: str) -> Callable[..., Any]:
+        return self.engine.kernels[f"{self.layout}_{name}"]
+
+    def _raise(self, code: int) -> PeerError:
+        return fault(code, self._state, self.layout, self.index)
+
+
+class Binding(NamedTuple):
+    """A queue's areas found in one particular guest memory."""
+
+    guest: GuestMemory
+    memory: Memory
+    ring: Any
+
+
+class DeviceQueue(Half):
+    """The device's half of a running virtqueue. One thread at a time may call.
+
+    `take` raises RingError or MemoryFault for what the driver did wrong; nothing of a bad chain is handed out.
+    """
+
+    def __init__(
+        self, config: QueueConfig, memory: GuestMemory, features: int, engine: Engine, notify: Callable[[], None]
+    ) -> None:
+        super().__init__(config.index, config.size, features, engine)
+        self._config = config
+        self._notify = notify
+        self._stopped = False
+        self._order: deque[Chain] = deque()
+        self._bound = self.bind(memory)
+        self._set_state(config.state)
+        self._take = self._kernel("take")
+        self._complete = self._kernel("complete")
+        self._due = self._kernel("used_notification_due")
+        self._notifications = self._kernel("device_notifications")
+
+    def _set_state(self, state: QueueState) -> None:
+        self._state[k.NEXT_AVAILABLE] = state.next_available
+        self._state[k.NEXT_USED] = state.next_used
+        self._state[k.AVAILABLE_WRAP] = state.available_wrap
+        self._state[k.USED_WRAP] = state.used_wrap
+
+    @property
+    def state(self) -> QueueState:
+        """Where the queue stands."""
+        words = (k.NEXT_AVAILABLE, k.NEXT_USED, k.AVAILABLE_WRAP, k.USED_WRAP)
+        return QueueState(*(int(self._state[word]) for word in words))
+
+    def bind(self, memory: GuestMemory) -> Binding:
+        """The queue's areas in another memory, without using it yet. Raises MemoryFault, RingError."""
+        table = self.engine.memory(memory)
+        longest = max(self.size, MAX_CHAIN)
+        return Binding(memory, table, split_device_ring(self._config, memory, self.features, self.engine, longest))
+
+    def adopt(self, binding: Binding) -> None:
+        """Goes on in the memory of a binding made by `bind`."""
+        self._bound = binding
+
+    def take(self, limit: int = MAX_QUEUE_SIZE) -> list[Chain]:
+        """The chains that have become available, in ring order, `limit` at the most."""
+        bound = self._bound
+        count = self._take(bound.ring, self._state, self._shadow, bound.memory, self._batch, limit)
+        if count < 0:
+            raise self._raise(-count)
+        chains = [self._chain(n) for n in range(count)]
+        if self.in_order:
+            self._order.extend(chains)
+        return chains
+
+    def _chain(self, n: int) -> Chain:
+        batch, memory = self._batch, self._bound.guest
+        first, middle, end = batch.first[n], batch.middle[n], batch.end[n]
+        pieces = [memory.views(int(batch.address[s]), int(batch.size[s])) for s in range(first, end)]
+        readable = [view for views in pieces[: middle - first] for view in views]
+        writable = [view for views in pieces[middle - first :] for view in views]
+        return Chain(int(batch.ids[n]), self, Reader(readable), Writer(writable))
+
+    def complete(self, chains: Sequence[Chain]) -> None:
+        """Returns chains to the driver: one publication, one notification at most.
+
+        With VIRTIO_F_IN_ORDER those that come too early are held until their turn. Chains of a queue that was
+        stopped are dropped: the driver has taken their memory back. Raises UsageError for a chain completed twice.
+        """
+        for chain in chains:
+            if chain.used:
+                raise UsageError(f"chain {chain.id} of queue {self.index} was completed before")
+            chain.used = True
+        ready = self._in_turn() if self.in_order else chains
+        if self._stopped or not ready:
+            return
+        for n, chain in enumerate(ready):
+            self._batch.ids[n] = chain.id
+            self._batch.lengths[n] = chain.used_length
+        self._complete(self._bound.ring, self._state, self._shadow, self._batch, len(ready))
+        if self.needs_notification():
+            self._notify()
+
+    def _in_turn(self) -> list[Chain]:
+        ready = []
+        while self._order and self._order[0].used:
+            ready.append(self._order.popleft())
+        return ready
+
+    def needs_notification(self) -> bool:
+        """Whether the driver wants to hear of what was completed since this was last asked."""
+        return bool(self._due(self._bound.ring, self._state))
+
+    def disable_notifications(self) -> None:
+        """Tells the driver that available buffer notifications are of no use now."""
+        self._notifications(self._bound.ring, self._state, False)
+
+    def enable_notifications(self) -> bool:
+        """Asks for available buffer notifications; True if there are buffers already, so that one must look again."""
+        return bool(self._notifications(self._bound.ring, self._state, True))
+
+    def stop(self) -> QueueState:
+        """No more chains are taken or returned. Where the queue stands."""
+        self._stopped = True
+        return self.state
+
+
+class DriverQueue(Half):
+    """The driver's half of a virtqueue, with its areas in the driver's arena. One thread at a time may call.
+
+    indirect: entries of the table kept for each descriptor where VIRTIO_F_INDIRECT_DESC was negotiated; buffers of
+    more than one and at most so many segments go there. `take_used` raises RingError for what the device did wrong.
+    """
+
+    def __init__(
+        self, index: int, size: int, arena: Arena, features: int, engine: Engine = REFERENCE, indirect: int = 16
+    ) -> None:
+        super().__init__(index, size, features, engine)
+        self._arena = arena
+        self._tokens: list[Any] = [None] * size
+        entries = min(indirect, size) if features & bit(Feature.INDIRECT_DESC) else 0
+        self._areas = split_areas(arena, size, entries)
+        self._memory = engine.memory(arena.memory)
+        self._ring = split_driver_ring(self._areas, arena.memory, size, features, engine, entries)
+        self._state[k.FREE_COUNT] = size
+        self._state[k.AVAILABLE_WRAP] = self._state[k.USED_WRAP] = 1
+        for i in range(size):
+            self._shadow.next[i] = (i + 1) % size
+        self._add = self._kernel("add")
+        self._publish = self._kernel("publish")
+        self._take_used = self._kernel("take_used")
+        self._due = self._kernel("available_notification_due")
+        self._notifications = self._kernel("driver_notifications")
+
+    @property
+    def descriptor_area(self) -> int:
+        """Guest address of the descriptor table (split) or ring (packed)."""
+        return self._areas.descriptor.address
+
+    @property
+    def driver_area(self) -> int:
+        """Guest address of the available ring (split) or driver event suppression structure (packed)."""
+        return self._areas.driver.address
+
+    @property
+    def device_area(self) -> int:
+        """Guest address of the used ring (split) or device event suppression structure (packed)."""
+        return self._areas.device.address
+
+    @property
+    def outstanding(self) -> int:
+        """Buffers made available and not yet taken back."""
+        return int(self._state[k.OUTSTANDING])
+
+    @property
+    def free_slots(self) -> int:
+        """Descriptors that are free."""
+        return int(self._state[k.FREE_COUNT])
+
+    @property
+    def notification_data(self) -> int:
+        """The 32 bits of an available buffer notification with VIRTIO_F_NOTIFICATION_DATA (2.9)."""
+        return self.index | int(self._state[k.PUBLISHED]) << 16
+
+    def add(self, readable: Sequence[Extent], writable: Sequence[Extent] = (), token: Any = None) -> None:
+        """Makes one buffer available. `token` comes back with it. Raises UsageError when there is no room."""
+        if not self.add_many([(readable, writable, token)]):
+            raise UsageError(f"queue {self.index} has no room for {len(readable) + len(writable)} descriptors")
+
+    def add_many(self, requests: Iterable[tuple[Sequence[Extent], Sequence[Extent], Any]]) -> int:
+        """Makes buffers available, all published at once; returns how many there was room for."""
+        tokens = []
+        for n, (readable, writable, token) in enumerate(requests):
+            if n >= self.size:
+                break
+            self._describe(n, readable, writable)
+            tokens.append(token)
+        added = int(self._add(self._ring, self._state, self._shadow, self._memory, self._batch, len(tokens)))
+        for n in range(added):
+            self._tokens[self._batch.ids[n]] = tokens[n]
+        if added:
+            self._publish(self._ring, self._state)
+        return added
+
+    def _describe(self, n: int, readable: Sequence[Extent], writable: Sequence[Extent]) -> None:
+        batch = self._batch
+        first = batch.end[n - 1] if n else 0
+        count = len(readable) + len(writable)
+        if not 0 < count <= self.size or first + count > len(batch.address):
+            raise UsageError(f"a buffer of {count} descriptors does not fit queue {self.index} of {self.size}")
+        batch.first[n], batch.middle[n], batch.end[n] = first, first + len(readable), first + count
+        for segment, (address, length) in enumerate((*readable, *writable), start=first):
+            batch.address[segment], batch.size[segment] = address, length
+        batch.readable[n] = sum(length for _, length in readable)
+        batch.writable[n] = sum(length for _, length in writable)
+        if batch.readable[n] + batch.writable[n] > k.MAX_CHAIN_BYTES:
+            raise UsageError("a buffer of more than 2^32 bytes")
+
+    def take_used(self, limit: int = MAX_QUEUE_SIZE) -> list[tuple[Any, int]]:
+        """The buffers the device has used: (token, used length in bytes) each, in the order it used them."""
+        count = self._take_used(self._ring, self._state, self._shadow, self._batch, limit)
+        if count < 0:
+            raise self._raise(-count)
+        batch = self._batch
+        return [(self._tokens[batch.ids[n]], int(batch.lengths[n])) for n in range(count)]
+
+    def needs_notification(self) -> bool:
+        """Whether the device wants to hear of what was added since this was last asked."""
+        return bool(self._due(self._ring, self._state))
+
+    def disable_notifications(self) -> None:
+        """Tells the device that used buffer notifications are of no use now."""
+        self._notifications(self._ring, self._state, False)
+
+    def enable_notifications(self) -> bool:
+        """Asks for used buffer notifications; True if there are used buffers already, so that one must look again."""
+        return bool(self._notifications(self._ring, self._state, True))
+
+    def release(self) -> None:
+        """Gives the queue's memory back to the arena; only when the device can no longer reach it."""
+        self._arena.free(*self._areas.buffers())
