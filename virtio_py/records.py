@@ -164,6 +164,13 @@ class Record:
         """The offset in bytes of the first byte behind the field at a dotted path."""
         return self.offset(path) + self.field(path).size
 
+    def register(self, path: str) -> Register:
+        """The register declared at a dotted path, for its fields' shifts and masks. Raises LayoutError."""
+        found = self.field(path).register
+        if found is None:
+            raise LayoutError(f"{self.name}.{path} is no register")
+        return found
+
     @cached_property
     def dtype(self) -> np.dtype[Any]:
         """The numpy dtype, with this record's offsets and byte order."""

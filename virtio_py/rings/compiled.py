@@ -143,6 +143,17 @@ def _load_packed_descriptor(memory: Any, row: int, offset: int) -> tuple[int, in
     return _load64(at + _PACKED_ADDR), _load32(at + _PACKED_LEN), _load16(at + _PACKED_ID), _load16(at + _PACKED_FLAGS)
 
 
+@njit(inline="always")
+def _store_packed_descriptor(
+    memory: Any, row: int, offset: int, address: int, length: int, ident: int, flags: int
+) -> None:
+    at = memory.rows[row * ROW + HOST] + offset
+    _store64(at + _PACKED_ADDR, address)
+    _store32(at + _PACKED_LEN, length)
+    _store16(at + _PACKED_ID, ident)
+    _store16(at + _PACKED_FLAGS, flags)
+
+
 COMPILED_TWINS: dict[str, Callable[..., Any]] = {
     "load_acquire": _array_load("acquire"),
     "load_once": _array_load("monotonic"),
@@ -152,6 +163,7 @@ COMPILED_TWINS: dict[str, Callable[..., Any]] = {
     "load_split_descriptor": _load_split_descriptor,
     "store_split_descriptor": _store_split_descriptor,
     "load_packed_descriptor": _load_packed_descriptor,
+    "store_packed_descriptor": _store_packed_descriptor,
 }
 
 assert COMPILED_TWINS.keys() == TWINS.keys(), "every twin has a compiled body"

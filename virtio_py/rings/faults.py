@@ -60,8 +60,11 @@ FAULTS: Final[dict[int, Fault]] = {
         "chain {id} has a descriptor with both INDIRECT and NEXT",
     ),
     k.INDIRECT_SIZE: Fault(RingError, "", "", "chain {id} has an indirect table of {at} bytes, no multiple of 16"),
-    k.INDIRECT_FLAGS: Fault(
-        RingError, "", "packed.driver.indirect-descriptors.2", "chain {id} has flags other than WRITE in its table"
+    k.NOT_AVAILABLE: Fault(
+        RingError,
+        "",
+        "packed.driver.scatter-gather-support.6",
+        "descriptor {at} is not available, unlike its list's head"
     ),
     k.USED_INDEX: Fault(RingError, "", "", "used index {at} is ahead of all that is outstanding"),
     k.USED_ID: Fault(RingError, "", "", "used element names buffer {id}, which the queue does not have"),

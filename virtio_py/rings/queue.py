@@ -30,7 +30,7 @@ from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.rings.faults import fault
 from virtio_py.rings.kernels import Batch, Memory, Shadow
 from virtio_py.rings.kernels import common as k
-from virtio_py.rings.split import split_areas, split_device_ring, split_driver_ring
+from virtio_py.rings.places import allocate_areas, device_ring, driver_ring, layout_name
 from virtio_py.spec import MAX_QUEUE_SIZE, Feature, bit
 
 Extent = tuple[int, int]
@@ -90,7 +90,7 @@ class Half:
         self.size: Final = size
         self.features: Final = features
         self.engine: Final = engine
-        self.layout: Final = "packed" if features & bit(Feature.RING_PACKED) else "split"
+        self.layout: Final = layout_name(features)
         self.in_order: Final = bool(features & bit(Feature.IN_ORDER))
         self._state = engine.words(k.STATE_WORDS)
         self._shadow = Shadow(*(engine.words(size) for _ in Shadow._fields))
@@ -150,7 +150,7 @@ class DeviceQueue(Half):
         """The queue's areas in another memory, without using it yet. Raises MemoryFault, RingError."""
         table = self.engine.memory(memory)
         longest = max(self.size, MAX_CHAIN)
-        return Binding(memory, table, split_device_ring(self._config, memory, self.features, self.engine, longest))
+        return Binding(memory, table, device_ring(self._config, memory, self.features, self.engine, longest))
 
     def adopt(self, binding: Binding) -> None:
         """Goes on in the memory of a binding made by `bind`."""
@@ -233,9 +233,9 @@ class DriverQueue(Half):
         self._arena = arena
         self._tokens: list[Any] = [None] * size
         entries = min(indirect, size) if features & bit(Feature.INDIRECT_DESC) else 0
-        self._areas = split_areas(arena, size, entries)
+        self._areas = allocate_areas(arena, self.layout, size, entries)
         self._memory = engine.memory(arena.memory)
-        self._ring = split_driver_ring(self._areas, arena.memory, size, features, engine, entries)
+        self._ring = driver_ring(self._areas, arena.memory, size, features, engine, entries)
         self._state[k.FREE_COUNT] = size
         self._state[k.AVAILABLE_WRAP] = self._state[k.USED_WRAP] = 1
         for i in range(size):
@@ -274,7 +274,10 @@ class DriverQueue(Half):
     @property
     def notification_data(self) -> int:
         """The 32 bits of an available buffer notification with VIRTIO_F_NOTIFICATION_DATA (2.9)."""
-        return self.index | int(self._state[k.PUBLISHED]) << 16
+        position = self._state[k.NEXT_AVAILABLE]
+        if self.layout == "packed":
+            position |= self._state[k.AVAILABLE_WRAP] << 15
+        return self.index | int(position) << 16
 
     def add(self, readable: Sequence[Extent], writable: Sequence[Extent] = (), token: Any = None) -> None:
         """Makes one buffer available. `token` comes back with it. Raises UsageError when there is no room."""

@@ -44,6 +44,19 @@ from virtio_py.rings.kernels.common import (
     mapped,
     need_event,
 )
+from virtio_py.rings.kernels.packed_device import (
+    packed_complete,
+    packed_device_notifications,
+    packed_take,
+    packed_used_notification_due,
+)
+from virtio_py.rings.kernels.packed_driver import (
+    packed_add,
+    packed_available_notification_due,
+    packed_driver_notifications,
+    packed_publish,
+    packed_take_used,
+)
 from virtio_py.rings.kernels.split_device import (
     split_complete,
     split_device_notifications,
@@ -71,6 +84,15 @@ __all__ = [
     "locate",
     "mapped",
     "need_event",
+    "packed_add",
+    "packed_available_notification_due",
+    "packed_complete",
+    "packed_device_notifications",
+    "packed_driver_notifications",
+    "packed_publish",
+    "packed_take",
+    "packed_take_used",
+    "packed_used_notification_due",
     "split_add",
     "split_available_notification_due",
     "split_complete",

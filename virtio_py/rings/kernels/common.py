@@ -98,7 +98,11 @@ class SplitRing(NamedTuple):
 
 
 class PackedRing(NamedTuple):
-    """A packed virtqueue as its kernels see it; as SplitRing. flags16 and events are indexed by the layout's words."""
+    """A packed virtqueue as its kernels see it; fields as in SplitRing.
+
+    ring16, ring32: the descriptor ring in words; driver_event, device_event: the event suppression structures, each
+    one 32-bit word so that position and flags are loaded and stored together.
+    """
 
     size: int
     row: int
@@ -128,8 +132,9 @@ OUTSTANDING = 8  # buffers made available and not yet used
 OLDEST = 9  # driver, in order: id of the buffer that has to be used next
 FAULT_ID = 10  # the buffer in which a fault was found
 FAULT_AT = 11  # the offending value: an index, an id, a length
-FIRST_FLAGS = 12  # packed driver: the flags that publish what was added
-FIRST_SLOT = 13  # packed driver: and their slot
+FIRST_FLAGS = 12  # packed driver: the flags that publish all that was added
+FIRST_SLOT = 13  # packed driver: and the slot they go to
+PENDING = 14  # packed driver: slots added and not yet published
 STATE_WORDS = 16
 
 # Faults: what a kernel returns, negated. `rings.faults` gives each its error and clause ----------------------------
@@ -147,7 +152,7 @@ INDIRECT_NOT_NEGOTIATED = 10
 INDIRECT_NESTED = 11
 INDIRECT_NEXT = 12
 INDIRECT_SIZE = 13
-INDIRECT_FLAGS = 14
+NOT_AVAILABLE = 14
 USED_INDEX = 15
 USED_ID = 16
 USED_NOT_OUTSTANDING = 17
@@ -220,6 +225,14 @@ def load_packed_descriptor(memory: Memory, row: int, offset: int) -> tuple[int, 
     """(addr, len, id, flags) of the pvirtq_desc at `offset` of a region, each field read once."""
     address, length, ident, flags = _PACKED.unpack_from(memory.views[row], offset)
     return address, length, ident, flags
+
+
+@twin
+def store_packed_descriptor(
+    memory: Memory, row: int, offset: int, address: int, length: int, ident: int, flags: int
+) -> None:
+    """Writes a pvirtq_desc of an indirect table that the device has not been shown yet."""
+    _PACKED.pack_into(memory.views[row], offset, address, length, ident, flags)
 
 
 # Translation and arithmetic ----------------------------------------------------------------------------------------
