@@ -12,7 +12,7 @@ from virtio_py.spec import DeviceId
 
 PATTERN = "virtio_py was here"
 PATTERN_OFFSET = 255 << 20  # bytes; the file system ends here, in an image of 256 MiB
-PATTERN_LENGTH = 64 << 10
+PATTERN_LENGTH = 64 << 10  # as many bytes of zeroes follow
 
 
 def run_ext4(uml: UserModeLinux, socket: Path, image: Path) -> Result:
@@ -21,11 +21,16 @@ def run_ext4(uml: UserModeLinux, socket: Path, image: Path) -> Result:
     result = uml.run("blk_ext4.sh", PATTERN, str(PATTERN_OFFSET), devices=devices, memory="256M", seconds=150)
     assert result.status == 0, result.output
     assert result.complaints() == []
+    _check_pattern(image)
+    return result
+
+
+def _check_pattern(image: Path) -> None:
     line = PATTERN.encode() + b"\n"
     with image.open("rb") as file:
         file.seek(PATTERN_OFFSET)
         assert file.read(PATTERN_LENGTH) == (line * (PATTERN_LENGTH // len(line) + 1))[:PATTERN_LENGTH]
-    return result
+        assert file.read(PATTERN_LENGTH) == bytes(PATTERN_LENGTH)
 
 
 def check_tree(image: Path, directory: Path) -> None:

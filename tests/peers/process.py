@@ -43,15 +43,19 @@ class Server:
         """How many file descriptors the process has open at this moment."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
-    def settled_descriptors(self, samples: int = 15, seconds: float = 15) -> int:
-        """The number of open descriptors once it has stayed the same for `samples` looks. Raises TimeoutError."""
-        seen: list[int] = []
+    def guest_mappings(self) -> int:
+        """How many mappings of a guest's memory it has: of files that are deleted, as those of User Mode Linux are."""
+        return Path(f"/proc/{self.process.pid}/maps").read_text().count("/dev/shm/")
+
+    def holdings(self, samples: int = 20, seconds: float = 15) -> tuple[int, int]:
+        """Open descriptors and guest mappings, once `samples` looks have found the same. Raises TimeoutError."""
+        seen: list[tuple[int, int]] = []
 
         def stable() -> bool:
-            seen.append(self.descriptors())
+            seen.append((self.descriptors(), self.guest_mappings()))
             return len(seen) >= samples and len(set(seen[-samples:])) == 1
 
-        wait_until(stable, "a stable number of descriptors", seconds)
+        wait_until(stable, "a stable number of descriptors and mappings", seconds)
         return seen[-1]
 
     def terminate(self, seconds: float = 15) -> int:

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -125,7 +125,7 @@ class Machine:
         return script, status, dmesg, end
 
     def _read_to_end(self) -> bool:
-        """Read what the console has, waiting a moment; whether that was all, and the guest is off. Raises GuestTimeout."""
+        """Read from the console for a moment; whether that was all and the guest is off. Raises GuestTimeout."""
         # Asked before reading, so that what a dead guest printed last is still read.
         off = self._exit_status() is not None
         if time.monotonic() > self._deadline:

@@ -1,5 +1,6 @@
 # blk_ext4.sh PATTERN OFFSET [FILES]: make a file system on the disk below OFFSET (bytes), fill it with copies of the host's
-# files, read them back after a remount, delete a third, trim; and fill 64 KiB at OFFSET with lines of PATTERN.
+# files, read them back after a remount, delete a third, trim; then fill 128 KiB at OFFSET with lines of PATTERN, and write
+# zeroes to the second half of them by WRITE_ZEROES.
 # Left on the disk: the tree in /tree, and /manifest, its SHA-256 sums.
 set -eu
 pattern=$1 offset=$2 files=${3:-2000} disk=/dev/vda
@@ -29,6 +30,10 @@ echo "files: $(wc -l </mnt/manifest)"
 umount /mnt
 e2fsck -fn "$disk"
 
-yes "$pattern" | head -c 65536 >pattern
-dd if=pattern of="$disk" bs=64k count=1 oflag=direct,seek_bytes seek="$offset" conv=notrunc status=none
-dd if="$disk" bs=64k count=1 iflag=direct,skip_bytes skip="$offset" status=none | cmp - pattern
+yes "$pattern" | head -c 131072 >pattern
+dd if=pattern of="$disk" bs=64k count=2 oflag=direct,seek_bytes seek="$offset" conv=notrunc status=none
+dd if="$disk" bs=64k count=2 iflag=direct,skip_bytes skip="$offset" status=none | cmp - pattern
+blkdiscard --zeroout --offset "$((offset + 65536))" --length 65536 "$disk"
+dd if="$disk" bs=64k count=2 iflag=direct,skip_bytes skip="$offset" status=none >after
+head -c 65536 pattern | cmp -n 65536 - after
+cmp -n 65536 -i 65536:0 after /dev/zero
