@@ -17,6 +17,7 @@ PATTERN_LENGTH = 64 << 10  # as many bytes of zeroes follow
 
 def run_ext4(uml: UserModeLinux, socket: Path, image: Path) -> Result:
     """Let a guest make, fill and check a file system on the disk behind `socket`, and its bytes arrive in `image`."""
+    require("mkfs.ext4", "e2fsck", "fstrim", "blkdiscard")  # for the guest, whose programs are the host's
     devices = [VhostUser(socket, DeviceId.BLOCK)]
     result = uml.run("blk_ext4.sh", PATTERN, str(PATTERN_OFFSET), devices=devices, memory="256M", seconds=150)
     assert result.status == 0, result.output

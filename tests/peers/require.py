@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 PACKAGES = {
+    "blkdiscard": "util-linux",
     "busybox": "busybox-static",
     "cc": "gcc libc6-dev",
     "debugfs": "e2fsprogs",
