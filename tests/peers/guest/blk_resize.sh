@@ -5,4 +5,5 @@ echo "sectors: $(cat /sys/block/vda/size)"
 until [ "$(cat /sys/block/vda/size)" = "$1" ]; do
 	sleep 0.1
 done
-dd if=/dev/vda bs=512 skip="$(($1 - 1))" iflag=direct status=none | wc -c
+dd if=/dev/vda of=last bs=512 skip="$(($1 - 1))" iflag=direct status=none
+echo "last: $(wc -c <last) bytes"
