@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -30,6 +31,10 @@ except ImportError as error:
     raise EngineUnavailable(f"the compiled engine needs numba: {error}") from error
 
 logger = logging.getLogger(__name__)
+
+# Kernels own no memory, so numba's reference counts (two atomic operations for each array at each call) can go. Callees
+# are inlined: a named tuple of arrays is passed as some dozens of words, which costs more than most callees do.
+_jit: Any = partial(njit, nogil=True, forceinline=True, _nrt=False)
 
 _ADDR, _LEN = virtq_desc.offset("addr"), virtq_desc.offset("len")
 _FLAGS, _NEXT = virtq_desc.offset("flags"), virtq_desc.offset("next")
@@ -77,6 +82,27 @@ def _fence(typing_context: Any) -> Any:
     return types.void(), codegen
 
 
+_eventfd_write = types.ExternalFunction("eventfd_write", types.int32(types.int32, types.uint64))
+
+
+@_jit
+def _signal(descriptor: int) -> None:
+    _eventfd_write(descriptor, 1)
+
+
+@intrinsic
+def _await_signal(typing_context: Any, descriptor: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word, number = ir.IntType(64), ir.IntType(32)
+        insert: Any = cgutils.get_or_insert_function
+        read = insert(builder.module, ir.FunctionType(number, [number, word.as_pointer()]), "eventfd_read")
+        alloca: Any = cgutils.alloca_once
+        builder.call(read, [builder.trunc(args[0], number), alloca(builder, word)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
 @intrinsic
 def _pause(typing_context: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -120,13 +146,13 @@ _load16, _load32, _load64 = _address_load(16), _address_load(32), _address_load(
 _store16, _store32, _store64 = _address_store(16), _address_store(32), _address_store(64)
 
 
-@njit(inline="always")
+@_jit
 def _load_split_descriptor(memory: Any, row: int, offset: int) -> tuple[int, int, int, int]:
     at = memory.rows[row * ROW + HOST] + offset
     return _load64(at + _ADDR), _load32(at + _LEN), _load16(at + _FLAGS), _load16(at + _NEXT)
 
 
-@njit(inline="always")
+@_jit
 def _store_split_descriptor(
     memory: Any, row: int, offset: int, address: int, length: int, flags: int, following: int
 ) -> None:
@@ -137,13 +163,13 @@ def _store_split_descriptor(
     _store16(at + _NEXT, following)
 
 
-@njit(inline="always")
+@_jit
 def _load_packed_descriptor(memory: Any, row: int, offset: int) -> tuple[int, int, int, int]:
     at = memory.rows[row * ROW + HOST] + offset
     return _load64(at + _PACKED_ADDR), _load32(at + _PACKED_LEN), _load16(at + _PACKED_ID), _load16(at + _PACKED_FLAGS)
 
 
-@njit(inline="always")
+@_jit
 def _store_packed_descriptor(
     memory: Any, row: int, offset: int, address: int, length: int, ident: int, flags: int
 ) -> None:
@@ -160,6 +186,8 @@ COMPILED_TWINS: dict[str, Callable[..., Any]] = {
     "store_release": _array_store,
     "fence": _fence,
     "pause": _pause,
+    "signal": _signal,
+    "await_signal": _await_signal,
     "load_split_descriptor": _load_split_descriptor,
     "store_split_descriptor": _store_split_descriptor,
     "load_packed_descriptor": _load_packed_descriptor,
@@ -181,11 +209,14 @@ def compile_all() -> dict[str, Callable[..., Any]]:
     before the first call."""
     stamp = _stamp()
     made: dict[str, Callable[..., Any]] = dict(COMPILED_TWINS)
+    swap = {id(function): made[name] for name, function in TWINS.items()}
     for name, function in KERNELS.items():
-        shadow = FunctionType(function.__code__, {**function.__globals__, **made}, name)
+        # Callees go by identity, not by name: a loop for both layouts calls `add`, which is one or the other's.
+        namespace = {key: swap.get(id(value), value) for key, value in function.__globals__.items()}
+        shadow = FunctionType(function.__code__, namespace, name)
         shadow.__qualname__ = f"{name}_{stamp}"
         shadow.__module__ = function.__module__
-        made[name] = njit(cache=True, nogil=True)(shadow)
+        made[name] = swap[id(function)] = _jit(cache=True)(shadow)
     return made
 
 

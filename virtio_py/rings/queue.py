@@ -28,7 +28,7 @@ from virtio_py.memory import Arena, GuestMemory
 from virtio_py.rings.chain import Chain, Reader, Writer
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.rings.faults import fault
-from virtio_py.rings.kernels import Batch, Memory, Shadow
+from virtio_py.rings.kernels import Batch, Memory
 from virtio_py.rings.kernels import common as k
 from virtio_py.rings.places import allocate_areas, device_ring, driver_ring, layout_name
 from virtio_py.spec import MAX_QUEUE_SIZE, Feature, bit
@@ -82,6 +82,11 @@ class QueueConfig:
             raise RingError(f"queue size {self.size} is not a power of 2", queue=self.index)
 
 
+def make_batch(engine: Engine, size: int) -> Batch:
+    """Room for all buffers of a queue, and for the segments of the longest chain at least."""
+    return Batch(engine.words(k.BUFFER * size), engine.words(k.SEGMENT * max(2 * size, MAX_CHAIN + 1)))
+
+
 class Half:
     """What both halves of a queue have: an engine, private state, and room for a batch."""
 
@@ -93,10 +98,8 @@ class Half:
         self.layout: Final = layout_name(features)
         self.in_order: Final = bool(features & bit(Feature.IN_ORDER))
         self._state = engine.words(k.STATE_WORDS)
-        self._shadow = Shadow(*(engine.words(size) for _ in Shadow._fields))
-        segments = max(2 * size, MAX_CHAIN + 1)
-        per_segment = ("address", "size")
-        self._batch = Batch(*(engine.words(segments if f in per_segment else size) for f in Batch._fields))
+        self._shadow = engine.words(k.SHADOW * size)
+        self._batch = make_batch(engine, size)
 
     def _kernel(self, name: str) -> Callable[..., Any]:
         return self.engine.kernels[f"{self.layout}_{name}"]
@@ -168,12 +171,15 @@ class DeviceQueue(Half):
         return chains
 
     def _chain(self, n: int) -> Chain:
-        batch, memory = self._batch, self._bound.guest
-        first, middle, end = batch.first[n], batch.middle[n], batch.end[n]
-        pieces = [memory.views(int(batch.address[s]), int(batch.size[s])) for s in range(first, end)]
-        readable = [view for views in pieces[: middle - first] for view in views]
-        writable = [view for views in pieces[middle - first :] for view in views]
-        return Chain(int(batch.ids[n]), self, Reader(readable), Writer(writable))
+        row = self._batch.buffers[n * k.BUFFER : (n + 1) * k.BUFFER].tolist()
+        readable = self._views(row[k.FIRST], row[k.MIDDLE])
+        writable = self._views(row[k.MIDDLE], row[k.LAST])
+        return Chain(row[k.ID], self, Reader(readable), Writer(writable))
+
+    def _views(self, first: int, end: int) -> list[memoryview]:
+        memory, words = self._bound.guest, self._batch.segments[first * k.SEGMENT : end * k.SEGMENT].tolist()
+        pairs = zip(words[k.ADDRESS :: k.SEGMENT], words[k.SIZE :: k.SEGMENT], strict=True)
+        return [view for address, size in pairs for view in memory.views(address, size)]
 
     def complete(self, chains: Sequence[Chain]) -> None:
         """Returns chains to the driver: one publication, one notification at most.
@@ -188,9 +194,10 @@ class DeviceQueue(Half):
         ready = self._in_turn() if self.in_order else chains
         if self._stopped or not ready:
             return
+        buffers = self._batch.buffers
         for n, chain in enumerate(ready):
-            self._batch.ids[n] = chain.id
-            self._batch.lengths[n] = chain.used_length
+            buffers[n * k.BUFFER + k.ID] = chain.id
+            buffers[n * k.BUFFER + k.LENGTH] = chain.used_length
         self._complete(self._bound.ring, self._state, self._shadow, self._batch, len(ready))
         if self.needs_notification():
             self._notify()
@@ -239,7 +246,7 @@ class DriverQueue(Half):
         self._state[k.FREE_COUNT] = size
         self._state[k.AVAILABLE_WRAP] = self._state[k.USED_WRAP] = 1
         for i in range(size):
-            self._shadow.next[i] = (i + 1) % size
+            self._shadow[i * k.SHADOW + k.NEXT] = (i + 1) % size
         self._add = self._kernel("add")
         self._publish = self._kernel("publish")
         self._take_used = self._kernel("take_used")
@@ -294,32 +301,35 @@ class DriverQueue(Half):
             tokens.append(token)
         added = int(self._add(self._ring, self._state, self._shadow, self._memory, self._batch, len(tokens)))
         for n in range(added):
-            self._tokens[self._batch.ids[n]] = tokens[n]
+            self._tokens[self._batch.buffers[n * k.BUFFER + k.ID]] = tokens[n]
         if added:
             self._publish(self._ring, self._state)
         return added
 
     def _describe(self, n: int, readable: Sequence[Extent], writable: Sequence[Extent]) -> None:
-        batch = self._batch
-        first = batch.end[n - 1] if n else 0
+        buffers, segments = self._batch
+        first = buffers[(n - 1) * k.BUFFER + k.LAST] if n else 0
         count = len(readable) + len(writable)
-        if not 0 < count <= self.size or first + count > len(batch.address):
+        if not 0 < count <= self.size or (first + count) * k.SEGMENT > len(segments):
             raise UsageError(f"a buffer of {count} descriptors does not fit queue {self.index} of {self.size}")
-        batch.first[n], batch.middle[n], batch.end[n] = first, first + len(readable), first + count
-        for segment, (address, length) in enumerate((*readable, *writable), start=first):
-            batch.address[segment], batch.size[segment] = address, length
-        batch.readable[n] = sum(length for _, length in readable)
-        batch.writable[n] = sum(length for _, length in writable)
-        if batch.readable[n] + batch.writable[n] > k.MAX_CHAIN_BYTES:
+        if sum(length for _, length in (*readable, *writable)) > k.MAX_CHAIN_BYTES:
             raise UsageError("a buffer of more than 2^32 bytes")
+        at = n * k.BUFFER
+        buffers[at + k.FIRST], buffers[at + k.MIDDLE] = first, first + len(readable)
+        buffers[at + k.LAST] = first + count
+        buffers[at + k.WRITABLE] = sum(length for _, length in writable)
+        for segment, (address, length) in enumerate((*readable, *writable), start=first):
+            segments[segment * k.SEGMENT + k.ADDRESS] = address
+            segments[segment * k.SEGMENT + k.SIZE] = length
 
     def take_used(self, limit: int = MAX_QUEUE_SIZE) -> list[tuple[Any, int]]:
         """The buffers the device has used: (token, used length in bytes) each, in the order it used them."""
         count = self._take_used(self._ring, self._state, self._shadow, self._batch, limit)
         if count < 0:
             raise self._raise(-count)
-        batch = self._batch
-        return [(self._tokens[batch.ids[n]], int(batch.lengths[n])) for n in range(count)]
+        words = self._batch.buffers[: count * k.BUFFER].tolist()
+        ids, lengths = words[k.ID :: k.BUFFER], words[k.LENGTH :: k.BUFFER]
+        return [(self._tokens[ident], length) for ident, length in zip(ids, lengths, strict=True)]
 
     def needs_notification(self) -> bool:
         """Whether the device wants to hear of what was added since this was last asked."""

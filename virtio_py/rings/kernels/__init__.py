@@ -36,7 +36,6 @@ from virtio_py.rings.kernels.common import (
     Batch,
     Memory,
     PackedRing,
-    Shadow,
     SplitRing,
     Words,
     kernel,
@@ -44,6 +43,7 @@ from virtio_py.rings.kernels.common import (
     mapped,
     need_event,
 )
+from virtio_py.rings.kernels.exercise import COUNTERS
 from virtio_py.rings.kernels.packed_device import (
     packed_complete,
     packed_device_notifications,
@@ -72,12 +72,12 @@ from virtio_py.rings.kernels.split_driver import (
 )
 
 __all__ = [
+    "COUNTERS",
     "KERNELS",
     "TWINS",
     "Batch",
     "Memory",
     "PackedRing",
-    "Shadow",
     "SplitRing",
     "Words",
     "kernel",

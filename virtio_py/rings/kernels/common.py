@@ -45,33 +45,25 @@ class Memory(NamedTuple):
 START, END, HOST, ROW = 0, 1, 2, 3
 
 
-class Shadow(NamedTuple):
-    """What each half remembers of a buffer, by its id: never read from shared memory.
-
-    next: the descriptor linked behind (split driver) or the next free id (packed driver); slots: ring slots it takes,
-    0 if it is not outstanding; writable: bytes the device may write; order: ids in the order they were made available.
-    """
-
-    next: Words
-    slots: Words
-    writable: Words
-
-
 class Batch(NamedTuple):
-    """Several buffers at once. Segments of buffer n are first[n] to end[n], the writable ones from middle[n] on.
+    """Several buffers at once, as rows of words: one row a buffer, and one row a segment of guest memory.
 
-    ids: as in the ring; lengths: used lengths; readable, writable: bytes in all; address, size: of each segment.
+    One array with rows, and not an array a field: a loop keeps few pointers, and a buffer is in one cache line.
     """
 
-    ids: Words
-    lengths: Words
-    first: Words
-    middle: Words
-    end: Words
-    readable: Words
-    writable: Words
-    address: Words
-    size: Words
+    buffers: Words
+    segments: Words
+
+
+# A row of Batch.buffers. The segments of a buffer are FIRST to END, its writable ones from MIDDLE on.
+ID, LENGTH, FIRST, MIDDLE, LAST, WRITABLE, BUFFER = 0, 1, 2, 3, 4, 5, 8
+# A row of Batch.segments.
+ADDRESS, SIZE, SEGMENT = 0, 1, 2
+
+# A row of a queue's shadow, one for each buffer id: what a half remembers of a buffer, never read from shared memory.
+# NEXT: driver: the descriptor (split) or free id (packed) linked behind it; SLOTS: the ring slots that it takes, 0 if
+# it is not outstanding; LIMIT: the bytes that the device may write.
+NEXT, SLOTS, LIMIT, SHADOW = 0, 1, 2, 4
 
 
 class SplitRing(NamedTuple):

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from virtio_py.rings.kernels.common import (
+    ADDRESS,
     AVAILABLE_WRAP,
     BAD_HEAD,
     BAD_INDEX,
     BATCH_FULL,
+    BUFFER,
     DESC_SIZE,
     F_INDIRECT,
     F_NEXT,
     F_WRITE,
     FAULT_AT,
     FAULT_ID,
+    FIRST,
     HEAD_IN_FLIGHT,
+    ID,
     INDIRECT_NEXT,
     INDIRECT_NOT_NEGOTIATED,
     INDIRECT_SIZE,
+    LAST,
+    LENGTH,
+    LIMIT,
     MAX_CHAIN_BYTES,
+    MIDDLE,
     NEXT_AVAILABLE,
     NEXT_USED,
     NOT_AVAILABLE,
@@ -25,15 +33,19 @@ from virtio_py.rings.kernels.common import (
     ORDER,
     OUTSTANDING,
     ROW,
+    SEGMENT,
+    SHADOW,
     SINCE,
+    SIZE,
+    SLOTS,
     START,
     TOO_LONG,
     TOO_MANY_BYTES,
     USED_WRAP,
+    WRITABLE,
     Batch,
     Memory,
     PackedRing,
-    Shadow,
     Words,
     fence,
     kernel,
@@ -51,9 +63,9 @@ from virtio_py.spec import PackedDescFlag, RingEventFlag
 # The layout's offsets in words of the ring's two views.
 STRIDE16 = pvirtq_desc.size // 2
 STRIDE32 = pvirtq_desc.size // 4
-FLAGS = pvirtq_desc.offset("flags") // 2
-ID = pvirtq_desc.offset("id") // 2
-LEN = pvirtq_desc.offset("len") // 4
+DESC_FLAGS = pvirtq_desc.offset("flags") // 2
+DESC_ID = pvirtq_desc.offset("id") // 2
+DESC_LEN = pvirtq_desc.offset("len") // 4
 F_AVAIL = int(PackedDescFlag.AVAIL)
 F_USED = int(PackedDescFlag.USED)
 # An event suppression structure as one little-endian word: position and wrap counter below, flags above.
@@ -106,30 +118,41 @@ def packed_segment(
     ring: PackedRing, memory: Memory, batch: Batch, n: int, address: int, length: int, write: int
 ) -> int:
     """Records one more segment of buffer n. 0, or a fault."""
-    segment = batch.end[n]
-    if segment >= len(batch.address):
-        return BATCH_FULL
-    if segment - batch.first[n] >= ring.max_chain:
+    buffers, segments = batch.buffers, batch.segments
+    end = buffers[n * BUFFER + LAST]
+    if end - buffers[n * BUFFER + FIRST] >= ring.max_chain:
         return TOO_LONG
-    # A descriptor of no bytes names no memory, whatever its address.
-    if length and not mapped(memory, address, length):
+    if end * SEGMENT >= len(segments):
+        return BATCH_FULL
+    if length == 0:
+        # A descriptor of no bytes names no memory, whatever its address.
+        address = 0
+    elif not mapped(memory, address, length):
         return NOT_MEMORY
     if write:
-        batch.writable[n] += length
-    elif batch.middle[n] < segment:
+        buffers[n * BUFFER + WRITABLE] += length
+    elif buffers[n * BUFFER + MIDDLE] < end:
         return ORDER
     else:
-        batch.middle[n] = segment + 1
-        batch.readable[n] += length
-    batch.address[segment] = address if length else 0
-    batch.size[segment] = length
-    batch.end[n] = segment + 1
+        buffers[n * BUFFER + MIDDLE] = end + 1
+    segments[end * SEGMENT + ADDRESS] = address
+    segments[end * SEGMENT + SIZE] = length
+    buffers[n * BUFFER + LAST] = end + 1
     return 0
 
 
 @kernel
+def packed_bytes(batch: Batch, n: int) -> int:
+    """How many bytes buffer n has."""
+    total = 0
+    for segment in range(batch.buffers[n * BUFFER + FIRST], batch.buffers[n * BUFFER + LAST]):
+        total += batch.segments[segment * SEGMENT + SIZE]
+    return total
+
+
+@kernel
 def packed_walk_indirect(
-    ring: PackedRing, state: Words, memory: Memory, batch: Batch, n: int, table_at: int, length: int
+    ring: PackedRing, state: Words, memory: Memory, batch: Batch, n: int, address: int, length: int
 ) -> int:
     """Records the entries of an indirect table as buffer n: in sequence, length / 16 of them. 0, or a fault."""
     state[FAULT_AT] = length
@@ -137,34 +160,39 @@ def packed_walk_indirect(
         return INDIRECT_NOT_NEGOTIATED
     if length == 0 or length % DESC_SIZE:
         return INDIRECT_SIZE
-    row = locate(memory, table_at, length)
+    row = locate(memory, address, length)
     if row < 0:
         return NOT_MEMORY
-    table = table_at - memory.rows[row * ROW + START]
+    table = address - memory.rows[row * ROW + START]
     for entry in range(length // DESC_SIZE):
         # Of an entry's flags only WRITE means anything, and its id nothing.
-        address, size, _, flags = load_packed_descriptor(memory, row, table + entry * DESC_SIZE)
-        state[FAULT_AT] = entry
-        fault = packed_segment(ring, memory, batch, n, address, size, flags & F_WRITE)
+        at, size, _, flags = load_packed_descriptor(memory, row, table + entry * DESC_SIZE)
+        fault = packed_segment(ring, memory, batch, n, at, size, flags & F_WRITE)
         if fault:
+            state[FAULT_AT] = entry
             return fault
     return 0
 
 
 @kernel
-def packed_walk(ring: PackedRing, state: Words, memory: Memory, batch: Batch, n: int, head_flags: int) -> int:
-    """Follows the list at the next available slot and records it as buffer n, its id and its slots. 0, or a fault."""
-    slot, wrap = state[NEXT_AVAILABLE], state[AVAILABLE_WRAP]
+def packed_walk(ring: PackedRing, state: Words, memory: Memory, batch: Batch, n: int, first: int, flags: int) -> int:
+    """Follows the list at the next available slot, whose first flags are `flags`, and records it as buffer n, its
+    segments from `first` on, its LENGTH the slots it takes. 0, or a fault."""
+    buffers = batch.buffers
+    slot, wrap, size = state[NEXT_AVAILABLE], state[AVAILABLE_WRAP], ring.size
+    buffers[n * BUFFER + FIRST] = buffers[n * BUFFER + MIDDLE] = buffers[n * BUFFER + LAST] = first
+    buffers[n * BUFFER + WRITABLE] = 0
     slots = 0
     while True:
-        address, length, ident, flags = load_packed_descriptor(memory, ring.row, ring.table + slot * DESC_SIZE)
-        state[FAULT_ID], state[FAULT_AT] = ident, slot
-        if slots == 0:
-            flags = head_flags
-        elif not packed_is_available(flags, wrap):
-            return NOT_AVAILABLE
+        address, length, ident, loaded = load_packed_descriptor(memory, ring.row, ring.table + slot * DESC_SIZE)
+        if slots:
+            # The head's flags were loaded before all else, and once; those of the rest are part of their descriptor.
+            flags = loaded
+            if not packed_is_available(flags, wrap):
+                state[FAULT_AT] = slot
+                return NOT_AVAILABLE
         slots += 1
-        if slots > ring.size:
+        if slots > size:
             return TOO_LONG
         if flags & F_INDIRECT:
             if flags & F_NEXT or slots > 1:
@@ -172,103 +200,106 @@ def packed_walk(ring: PackedRing, state: Words, memory: Memory, batch: Batch, n:
             fault = packed_walk_indirect(ring, state, memory, batch, n, address, length)
         else:
             fault = packed_segment(ring, memory, batch, n, address, length, flags & F_WRITE)
+            if fault:
+                state[FAULT_AT] = slot
         if fault:
             return fault
         slot += 1
-        if slot == ring.size:
+        if slot == size:
             slot = 0
             wrap ^= 1
         if not flags & F_NEXT:
             break
-    if batch.readable[n] + batch.writable[n] > MAX_CHAIN_BYTES:
+    if packed_bytes(batch, n) > MAX_CHAIN_BYTES:
         return TOO_MANY_BYTES
     # The buffer id stands in the last descriptor of a list.
-    batch.ids[n] = ident
-    batch.lengths[n] = slots
+    buffers[n * BUFFER + ID] = ident
+    buffers[n * BUFFER + LENGTH] = slots
     return 0
 
 
 @kernel
-def packed_take(ring: PackedRing, state: Words, shadow: Shadow, memory: Memory, batch: Batch, limit: int) -> int:
+def packed_take(ring: PackedRing, state: Words, shadow: Words, memory: Memory, batch: Batch, limit: int) -> int:
     """Takes up to `limit` available buffers into the batch. Returns how many, or the first one's fault negated."""
-    count = min(limit, len(batch.ids))
-    fault = 0
-    n = 0
+    buffers, size = batch.buffers, ring.size
+    count = min(limit, len(buffers) // BUFFER)
+    fault, first, n = 0, 0, 0
     while n < count:
+        slot = state[NEXT_AVAILABLE]
         # Pairs with the store_release of packed_publish: what the flags cover is read after them.
-        flags = load_acquire(ring.ring16, state[NEXT_AVAILABLE] * STRIDE16 + FLAGS)
+        flags = load_acquire(ring.ring16, slot * STRIDE16 + DESC_FLAGS)
         if not packed_is_available(flags, state[AVAILABLE_WRAP]):
             break
-        start = batch.end[n - 1] if n else 0
-        batch.first[n] = batch.middle[n] = batch.end[n] = start
-        batch.readable[n] = batch.writable[n] = 0
-        fault = packed_walk(ring, state, memory, batch, n, flags)
+        fault = packed_walk(ring, state, memory, batch, n, first, flags)
         if fault:
             break
-        ident, slots = batch.ids[n], batch.lengths[n]
-        if ident >= ring.size:
+        ident, slots = buffers[n * BUFFER + ID], buffers[n * BUFFER + LENGTH]
+        state[FAULT_ID] = ident
+        if ident >= size:
             fault = BAD_HEAD
-        elif shadow.slots[ident]:
+        elif shadow[ident * SHADOW + SLOTS]:
             fault = HEAD_IN_FLIGHT
-        elif state[OUTSTANDING] + slots > ring.size:
+        elif state[OUTSTANDING] + slots > size:
             fault = BAD_INDEX
         if fault:
             break
-        shadow.slots[ident] = slots
-        shadow.writable[ident] = batch.writable[n]
+        first = buffers[n * BUFFER + LAST]
+        shadow[ident * SHADOW + SLOTS] = slots
+        shadow[ident * SHADOW + LIMIT] = buffers[n * BUFFER + WRITABLE]
         state[OUTSTANDING] += slots
-        following = state[NEXT_AVAILABLE] + slots
-        if following >= ring.size:
-            following -= ring.size
+        slot += slots
+        if slot >= size:
+            slot -= size
             state[AVAILABLE_WRAP] ^= 1
-        state[NEXT_AVAILABLE] = following
+        state[NEXT_AVAILABLE] = slot
         n += 1
     return n if n or not fault else -fault
 
 
 @kernel
-def packed_complete(ring: PackedRing, state: Words, shadow: Shadow, batch: Batch, count: int) -> int:
-    """Returns the first `count` buffers of the batch (ids, lengths) to the driver, and publishes them at once.
+def packed_complete(ring: PackedRing, state: Words, shadow: Words, batch: Batch, count: int) -> int:
+    """Returns the first `count` buffers of the batch (ID, LENGTH) to the driver, and publishes them at once.
 
     In order, a run of buffers that were written in full is told by its last one alone, in the slot of its first.
     Returns how many used descriptors were written.
     """
-    first_slot, first_flags = -1, 0
-    elements = 0
-    n = 0
+    buffers, ring16, size = batch.buffers, ring.ring16, ring.size
+    slot, wrap = state[NEXT_USED], state[USED_WRAP]
+    first_slot, first_flags = slot, 0
+    elements, moved, n = 0, 0, 0
     while n < count:
-        slot, wrap = state[NEXT_USED], state[USED_WRAP]
-        run = n
-        skipped = shadow.slots[batch.ids[n]]
-        shadow.slots[batch.ids[n]] = 0
+        ident, length = buffers[n * BUFFER + ID], buffers[n * BUFFER + LENGTH]
+        skipped = shadow[ident * SHADOW + SLOTS]
+        shadow[ident * SHADOW + SLOTS] = 0
         if ring.in_order:
-            while run + 1 < count and batch.lengths[run] == shadow.writable[batch.ids[run]]:
-                run += 1
-                skipped += shadow.slots[batch.ids[run]]
-                shadow.slots[batch.ids[run]] = 0
-        ident = batch.ids[run]
-        ring.ring32[slot * STRIDE32 + LEN] = batch.lengths[run]
-        ring.ring16[slot * STRIDE16 + ID] = ident
+            while n + 1 < count and length == shadow[ident * SHADOW + LIMIT]:
+                n += 1
+                ident, length = buffers[n * BUFFER + ID], buffers[n * BUFFER + LENGTH]
+                skipped += shadow[ident * SHADOW + SLOTS]
+                shadow[ident * SHADOW + SLOTS] = 0
+        ring.ring32[slot * STRIDE32 + DESC_LEN] = length
+        ring16[slot * STRIDE16 + DESC_ID] = ident
         # The length counts only where the device says that it may have written.
-        flags = F_WRITE if shadow.writable[ident] else 0
+        flags = F_WRITE if shadow[ident * SHADOW + LIMIT] else 0
         if wrap:
             flags |= F_AVAIL | F_USED
-        if first_slot < 0:
-            first_slot, first_flags = slot, flags
+        if elements == 0:
+            first_flags = flags
         else:
-            store_release(ring.ring16, slot * STRIDE16 + FLAGS, flags)
+            store_release(ring16, slot * STRIDE16 + DESC_FLAGS, flags)
         elements += 1
-        state[OUTSTANDING] -= skipped
-        state[SINCE] += skipped
+        moved += skipped
         slot += skipped
-        if slot >= ring.size:
-            slot -= ring.size
-            state[USED_WRAP] ^= 1
-        state[NEXT_USED] = slot
-        n = run + 1
-    if first_slot >= 0:
+        if slot >= size:
+            slot -= size
+            wrap ^= 1
+        n += 1
+    state[NEXT_USED], state[USED_WRAP] = slot, wrap
+    state[OUTSTANDING] -= moved
+    state[SINCE] += moved
+    if elements:
         # Pairs with the load_acquire of packed_take_used. The driver looks here first: until now it saw none.
-        store_release(ring.ring16, first_slot * STRIDE16 + FLAGS, first_flags)
+        store_release(ring16, first_slot * STRIDE16 + DESC_FLAGS, first_flags)
     return elements
 
 
@@ -294,4 +325,4 @@ def packed_device_notifications(ring: PackedRing, state: Words, enabled: bool) -
         return False
     # Pairs with the fence of packed_available_notification_due: the wish is out before we look once more.
     fence()
-    return packed_is_available(load_acquire(ring.ring16, slot * STRIDE16 + FLAGS), wrap)
+    return packed_is_available(load_acquire(ring.ring16, slot * STRIDE16 + DESC_FLAGS), wrap)

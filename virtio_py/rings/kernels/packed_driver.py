@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 from virtio_py.rings.kernels.common import (
+    ADDRESS,
     AVAILABLE_WRAP,
+    BUFFER,
     DESC_SIZE,
     F_INDIRECT,
     F_NEXT,
     F_WRITE,
     FAULT_AT,
     FAULT_ID,
+    FIRST,
     FIRST_FLAGS,
     FIRST_SLOT,
     FREE_COUNT,
     FREE_HEAD,
+    ID,
+    LAST,
+    LENGTH,
+    LIMIT,
+    MIDDLE,
+    NEXT,
     NEXT_AVAILABLE,
     NEXT_USED,
     OLDEST,
     OUTSTANDING,
     PENDING,
     ROW,
+    SEGMENT,
+    SHADOW,
     SINCE,
+    SIZE,
+    SLOTS,
     START,
     USED_ID,
     USED_LENGTH,
     USED_NOT_OUTSTANDING,
     USED_ORDER,
     USED_WRAP,
+    WRITABLE,
     Batch,
     Memory,
     PackedRing,
-    Shadow,
     Words,
     fence,
     kernel,
@@ -40,11 +53,11 @@ from virtio_py.rings.kernels.common import (
     store_release,
 )
 from virtio_py.rings.kernels.packed_device import (
+    DESC_FLAGS,
+    DESC_ID,
+    DESC_LEN,
     F_AVAIL,
     F_USED,
-    FLAGS,
-    ID,
-    LEN,
     STRIDE16,
     STRIDE32,
     packed_event,
@@ -62,75 +75,77 @@ def packed_write(ring: PackedRing, slot: int, address: int, length: int, ident: 
     """Writes a descriptor of the ring, all but its flags: those the device may be looking at."""
     ring.ring32[slot * STRIDE32 + ADDR_LOW] = address & 0xFFFFFFFF
     ring.ring32[slot * STRIDE32 + ADDR_HIGH] = address >> 32
-    ring.ring32[slot * STRIDE32 + LEN] = length
-    ring.ring16[slot * STRIDE16 + ID] = ident
+    ring.ring32[slot * STRIDE32 + DESC_LEN] = length
+    ring.ring16[slot * STRIDE16 + DESC_ID] = ident
 
 
 @kernel
-def packed_write_indirect(ring: PackedRing, memory: Memory, batch: Batch, n: int, slot: int, ident: int) -> None:
-    """Writes buffer n to the indirect table that belongs to its id, and the ring's one descriptor for it."""
+def packed_write_indirect(
+    ring: PackedRing, memory: Memory, segments: Words, first: int, middle: int, end: int, slot: int, ident: int
+) -> None:
+    """Writes a buffer to the indirect table that belongs to its id, and the ring's one descriptor for it."""
     table = ring.indirect_at + ident * ring.indirect * DESC_SIZE
-    first, end = batch.first[n], batch.end[n]
     for segment in range(first, end):
         offset = table + (segment - first) * DESC_SIZE
-        flags = F_WRITE if segment >= batch.middle[n] else 0
-        store_packed_descriptor(memory, ring.row, offset, batch.address[segment], batch.size[segment], 0, flags)
+        flags = F_WRITE if segment >= middle else 0
+        address, length = segments[segment * SEGMENT + ADDRESS], segments[segment * SEGMENT + SIZE]
+        store_packed_descriptor(memory, ring.row, offset, address, length, 0, flags)
     packed_write(ring, slot, memory.rows[ring.row * ROW + START] + table, (end - first) * DESC_SIZE, ident)
 
 
 @kernel
-def packed_head_flags(state: Words, ring: PackedRing, slot: int, flags: int) -> None:
-    """Stores a list's first flags; those of the first list since the last publication wait for the next one."""
-    if state[PENDING]:
-        store_release(ring.ring16, slot * STRIDE16 + FLAGS, flags)
-    else:
-        state[FIRST_SLOT], state[FIRST_FLAGS] = slot, flags
-
-
-@kernel
-def packed_add(ring: PackedRing, state: Words, shadow: Shadow, memory: Memory, batch: Batch, count: int) -> int:
+def packed_add(ring: PackedRing, state: Words, shadow: Words, memory: Memory, batch: Batch, count: int) -> int:
     """Adds buffers of the batch, as many of `count` as there is room for, and gives each its id. Not yet published."""
+    buffers, segments, ring16, size = batch.buffers, batch.segments, ring.ring16, ring.size
+    slot, wrap, free, ident = state[NEXT_AVAILABLE], state[AVAILABLE_WRAP], state[FREE_COUNT], state[FREE_HEAD]
+    pending = state[PENDING]
     n = 0
     while n < count:
-        length = batch.end[n] - batch.first[n]
-        indirect = 1 < length <= ring.indirect
-        slots = 1 if indirect else length
-        if slots > state[FREE_COUNT]:
+        first, middle, end = buffers[n * BUFFER + FIRST], buffers[n * BUFFER + MIDDLE], buffers[n * BUFFER + LAST]
+        slots = end - first
+        indirect = 1 < slots <= ring.indirect
+        if indirect:
+            slots = 1
+        if slots > free:
             break
-        ident = state[FREE_HEAD]
-        state[FREE_HEAD] = shadow.next[ident]
-        head, slot = state[NEXT_AVAILABLE], state[NEXT_AVAILABLE]
-        head_flags = 0
+        head, head_flags = slot, 0
         for offset in range(slots):
             # The flags change with the wrap counter inside a list that crosses the end of the ring.
-            flags = F_AVAIL if state[AVAILABLE_WRAP] else F_USED
+            flags = F_AVAIL if wrap else F_USED
             if indirect:
-                packed_write_indirect(ring, memory, batch, n, slot, ident)
+                packed_write_indirect(ring, memory, segments, first, middle, end, slot, ident)
                 flags |= F_INDIRECT
             else:
-                segment = batch.first[n] + offset
-                packed_write(ring, slot, batch.address[segment], batch.size[segment], ident)
-                if segment >= batch.middle[n]:
+                segment = first + offset
+                address, length = segments[segment * SEGMENT + ADDRESS], segments[segment * SEGMENT + SIZE]
+                packed_write(ring, slot, address, length, ident)
+                if segment >= middle:
                     flags |= F_WRITE
             if offset + 1 < slots:
                 flags |= F_NEXT
             if offset == 0:
                 head_flags = flags
             else:
-                ring.ring16[slot * STRIDE16 + FLAGS] = flags
+                ring16[slot * STRIDE16 + DESC_FLAGS] = flags
             slot += 1
-            if slot == ring.size:
+            if slot == size:
                 slot = 0
-                state[AVAILABLE_WRAP] ^= 1
-        packed_head_flags(state, ring, head, head_flags)
-        state[NEXT_AVAILABLE] = slot
-        state[PENDING] += slots
-        state[FREE_COUNT] -= slots
-        state[OUTSTANDING] += 1
-        shadow.slots[ident] = slots
-        shadow.writable[ident] = batch.writable[n]
-        batch.ids[n] = ident
+                wrap ^= 1
+        # The first list since the last publication waits for the next one: nothing behind it can be seen until then.
+        if pending:
+            store_release(ring16, head * STRIDE16 + DESC_FLAGS, head_flags)
+        else:
+            state[FIRST_SLOT], state[FIRST_FLAGS] = head, head_flags
+        shadow[ident * SHADOW + SLOTS] = slots
+        shadow[ident * SHADOW + LIMIT] = buffers[n * BUFFER + WRITABLE]
+        buffers[n * BUFFER + ID] = ident
+        ident = shadow[ident * SHADOW + NEXT]
+        pending += slots
+        free -= slots
         n += 1
+    state[NEXT_AVAILABLE], state[AVAILABLE_WRAP] = slot, wrap
+    state[FREE_COUNT], state[FREE_HEAD], state[PENDING] = free, ident, pending
+    state[OUTSTANDING] += n
     return n
 
 
@@ -140,7 +155,7 @@ def packed_publish(ring: PackedRing, state: Words) -> None:
     if state[PENDING] == 0:
         return
     # Pairs with the load_acquire of packed_take: all descriptors are there before these flags.
-    store_release(ring.ring16, state[FIRST_SLOT] * STRIDE16 + FLAGS, state[FIRST_FLAGS])
+    store_release(ring.ring16, state[FIRST_SLOT] * STRIDE16 + DESC_FLAGS, state[FIRST_FLAGS])
     state[SINCE] += state[PENDING]
     state[PENDING] = 0
 
@@ -159,70 +174,80 @@ def packed_available_notification_due(ring: PackedRing, state: Words) -> bool:
 
 
 @kernel
-def packed_release(ring: PackedRing, state: Words, shadow: Shadow, ident: int) -> None:
-    """Takes a buffer's slots and id back into the free ones."""
-    slots = shadow.slots[ident]
-    shadow.slots[ident] = 0
+def packed_release(ring: PackedRing, state: Words, shadow: Words, ident: int) -> int:
+    """Takes a buffer's slots and id back into the free ones; returns how many slots."""
+    slots = shadow[ident * SHADOW + SLOTS]
+    shadow[ident * SHADOW + SLOTS] = 0
     state[FREE_COUNT] += slots
-    state[OUTSTANDING] -= 1
-    state[NEXT_USED] += slots
-    if state[NEXT_USED] >= ring.size:
-        state[NEXT_USED] -= ring.size
-        state[USED_WRAP] ^= 1
     if ring.in_order:
         # Ids go round in order, for adding and for freeing: the links never change.
-        state[OLDEST] = shadow.next[ident]
-        return
-    shadow.next[ident] = state[FREE_HEAD]
-    state[FREE_HEAD] = ident
+        state[OLDEST] = shadow[ident * SHADOW + NEXT]
+    else:
+        shadow[ident * SHADOW + NEXT] = state[FREE_HEAD]
+        state[FREE_HEAD] = ident
+    return slots
 
 
 @kernel
-def packed_take_used(ring: PackedRing, state: Words, shadow: Shadow, batch: Batch, limit: int) -> int:
-    """Takes up to `limit` used buffers into the batch (ids, lengths). Returns how many, or a fault negated.
-
-    In order, one descriptor may stand for a run of buffers: those before its id count as written in full.
-    """
-    count = min(limit, len(batch.ids))
+def packed_check_used(ring: PackedRing, state: Words, shadow: Words, ident: int, length: int, most: int) -> int:
+    """Whether the device may name buffer `ident` as used now: 0, or a fault. `most` buffers are outstanding."""
     fault = 0
-    n = 0
-    while n < count and state[OUTSTANDING]:
-        slot = state[NEXT_USED]
-        # Pairs with the store_release of packed_complete: id and length are read after the flags.
-        flags = load_acquire(ring.ring16, slot * STRIDE16 + FLAGS)
-        if not packed_is_used(flags, state[USED_WRAP]):
-            break
-        ident = load_once(ring.ring16, slot * STRIDE16 + ID)
-        length = load_once(ring.ring32, slot * STRIDE32 + LEN) if flags & F_WRITE else 0
+    if ident >= ring.size:
+        fault = USED_ID
+    elif shadow[ident * SHADOW + SLOTS] == 0:
+        fault = USED_NOT_OUTSTANDING
+    elif length > shadow[ident * SHADOW + LIMIT]:
+        fault = USED_LENGTH
+    elif ring.in_order:
+        # The descriptor stands for the buffers up to `ident`, which are outstanding from the oldest on.
+        run, oldest = 1, state[OLDEST]
+        while oldest != ident and run < most:
+            oldest = shadow[oldest * SHADOW + NEXT]
+            run += 1
+        if oldest != ident:
+            fault = USED_ORDER
+    if fault:
         state[FAULT_ID], state[FAULT_AT] = ident, length
-        if ident >= ring.size:
-            fault = USED_ID
-        elif shadow.slots[ident] == 0:
-            fault = USED_NOT_OUTSTANDING
-        elif length > shadow.writable[ident]:
-            fault = USED_LENGTH
+    return fault
+
+
+@kernel
+def packed_take_used(ring: PackedRing, state: Words, shadow: Words, batch: Batch, limit: int) -> int:
+    """Takes used buffers into the batch (ID, LENGTH). Returns how many, or a fault negated if the first is bad.
+
+    `limit` at the most; in order, one descriptor may stand for a run of buffers, which is not cut: those before its
+    id count as written in full.
+    """
+    buffers, size = batch.buffers, ring.size
+    slot, wrap = state[NEXT_USED], state[USED_WRAP]
+    count = min(limit, state[OUTSTANDING])
+    fault, n = 0, 0
+    while n < count:
+        # Pairs with the store_release of packed_complete: id and length are read after the flags.
+        flags = load_acquire(ring.ring16, slot * STRIDE16 + DESC_FLAGS)
+        if not packed_is_used(flags, wrap):
+            break
+        ident = load_once(ring.ring16, slot * STRIDE16 + DESC_ID)
+        length = load_once(ring.ring32, slot * STRIDE32 + DESC_LEN) if flags & F_WRITE else 0
+        fault = packed_check_used(ring, state, shadow, ident, length, state[OUTSTANDING] - n)
         if fault:
             break
         if ring.in_order:
-            # `ident` is outstanding, and so are all ids from the oldest to it: the run has an end.
-            run, oldest = 1, state[OLDEST]
-            while oldest != ident and run < state[OUTSTANDING]:
-                oldest = shadow.next[oldest]
-                run += 1
-            if oldest != ident:
-                fault = USED_ORDER
-                break
-            if n + run > len(batch.ids):
-                break
             while state[OLDEST] != ident:
-                batch.ids[n] = state[OLDEST]
-                batch.lengths[n] = shadow.writable[state[OLDEST]]
-                packed_release(ring, state, shadow, state[OLDEST])
+                skipped = state[OLDEST]
+                buffers[n * BUFFER + ID] = skipped
+                buffers[n * BUFFER + LENGTH] = shadow[skipped * SHADOW + LIMIT]
+                slot += packed_release(ring, state, shadow, skipped)
                 n += 1
-        batch.ids[n] = ident
-        batch.lengths[n] = length
-        packed_release(ring, state, shadow, ident)
+        buffers[n * BUFFER + ID] = ident
+        buffers[n * BUFFER + LENGTH] = length
+        slot += packed_release(ring, state, shadow, ident)
+        if slot >= size:
+            slot -= size
+            wrap ^= 1
         n += 1
+    state[NEXT_USED], state[USED_WRAP] = slot, wrap
+    state[OUTSTANDING] -= n
     return n if n or not fault else -fault
 
 
@@ -237,4 +262,4 @@ def packed_driver_notifications(ring: PackedRing, state: Words, enabled: bool) -
     fence()
     if state[OUTSTANDING] == 0:
         return False
-    return packed_is_used(load_acquire(ring.ring16, slot * STRIDE16 + FLAGS), wrap)
+    return packed_is_used(load_acquire(ring.ring16, slot * STRIDE16 + DESC_FLAGS), wrap)

@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 from virtio_py.rings.kernels.common import (
+    ADDRESS,
     BAD_HEAD,
     BAD_INDEX,
     BAD_NEXT,
     BATCH_FULL,
+    BUFFER,
     DESC_SIZE,
     F_INDIRECT,
     F_NEXT,
     F_WRITE,
     FAULT_AT,
     FAULT_ID,
+    FIRST,
     HEAD_IN_FLIGHT,
+    ID,
     INDIRECT_NESTED,
     INDIRECT_NEXT,
     INDIRECT_NOT_NEGOTIATED,
     INDIRECT_SIZE,
+    LAST,
+    LENGTH,
+    LIMIT,
     LOOP,
     MAX_CHAIN_BYTES,
+    MIDDLE,
     NEXT_AVAILABLE,
     NEXT_USED,
     NOT_MEMORY,
     ORDER,
     ROW,
+    SEGMENT,
+    SHADOW,
     SINCE,
+    SIZE,
+    SLOTS,
     START,
     TOO_LONG,
     TOO_MANY_BYTES,
+    WRITABLE,
     Batch,
     Memory,
-    Shadow,
     SplitRing,
     Words,
     fence,
@@ -56,19 +68,19 @@ USED_FLAGS = virtq_used(1).offset("flags") // 2
 USED_IDX = virtq_used(1).offset("idx") // 2
 USED_RING = virtq_used(1).offset("ring") // 4
 USED_STRIDE = virtq_used_elem.size // 4
-USED_ID = USED_RING + virtq_used_elem.offset("id") // 4
-USED_LEN = USED_RING + virtq_used_elem.offset("len") // 4
+ELEMENT_ID = USED_RING + virtq_used_elem.offset("id") // 4
+ELEMENT_LEN = USED_RING + virtq_used_elem.offset("len") // 4
 NO_INTERRUPT = int(AvailFlag.NO_INTERRUPT)
 NO_NOTIFY = int(UsedFlag.NO_NOTIFY)
 
 
 @kernel
-def split_walk(ring: SplitRing, state: Words, memory: Memory, batch: Batch, n: int, head: int) -> int:
-    """Follows the chain at `head` and records it as buffer n, behind the segments of buffer n - 1. 0, or a fault."""
+def split_walk(ring: SplitRing, state: Words, memory: Memory, batch: Batch, n: int, first: int, head: int) -> int:
+    """Follows the chain at `head` and records it as buffer n, its segments from `first` on. 0, or a fault."""
     row, table, entries = ring.row, ring.table, ring.size
+    segments = batch.segments
     index, steps, inside = head, 0, 0
-    segment = batch.first[n]
-    middle, readable, writable = -1, 0, 0
+    end, middle, total, writable = first, -1, 0, 0
     while True:
         # Each table entry can be visited once: a chain that goes on for longer has come back to itself.
         steps += 1
@@ -91,101 +103,105 @@ def split_walk(ring: SplitRing, state: Words, memory: Memory, batch: Batch, n: i
             table, entries = address - memory.rows[row * ROW + START], length // DESC_SIZE
             index, steps, inside = 0, 0, 1
             continue
-        # A descriptor of no bytes names no memory, whatever its address.
-        if length and not mapped(memory, address, length):
+        if length == 0:
+            # A descriptor of no bytes names no memory, whatever its address.
+            address = 0
+        elif not mapped(memory, address, length):
             state[FAULT_AT] = index
             return NOT_MEMORY
+        total += length
         if flags & F_WRITE:
             if middle < 0:
-                middle = segment
+                middle = end
             writable += length
         elif middle >= 0:
             state[FAULT_AT] = index
             return ORDER
-        else:
-            readable += length
-        if segment >= len(batch.address):
-            return BATCH_FULL
-        batch.address[segment] = address if length else 0
-        batch.size[segment] = length
-        segment += 1
-        if segment - batch.first[n] > ring.max_chain:
+        if end - first >= ring.max_chain:
             return TOO_LONG
+        if end * SEGMENT >= len(segments):
+            return BATCH_FULL
+        segments[end * SEGMENT + ADDRESS] = address
+        segments[end * SEGMENT + SIZE] = length
+        end += 1
         if not flags & F_NEXT:
             break
         if following >= entries:
             state[FAULT_AT] = following
             return BAD_NEXT
         index = following
-    if readable + writable > MAX_CHAIN_BYTES:
+    if total > MAX_CHAIN_BYTES:
         return TOO_MANY_BYTES
-    batch.middle[n] = segment if middle < 0 else middle
-    batch.end[n] = segment
-    batch.readable[n] = readable
-    batch.writable[n] = writable
+    buffers = batch.buffers
+    buffers[n * BUFFER + ID] = head
+    buffers[n * BUFFER + FIRST] = first
+    buffers[n * BUFFER + MIDDLE] = end if middle < 0 else middle
+    buffers[n * BUFFER + LAST] = end
+    buffers[n * BUFFER + WRITABLE] = writable
     return 0
 
 
 @kernel
-def split_take(ring: SplitRing, state: Words, shadow: Shadow, memory: Memory, batch: Batch, limit: int) -> int:
+def split_take(ring: SplitRing, state: Words, shadow: Words, memory: Memory, batch: Batch, limit: int) -> int:
     """Takes up to `limit` available buffers into the batch. Returns how many, or a fault negated if the first is bad.
 
     A bad buffer behind good ones is found again by the next call: the good ones are served first.
     """
     # Pairs with the store_release of split_publish: descriptors and ring entries are read after it.
     idx = load_acquire(ring.avail16, AVAIL_IDX)
+    size = ring.size
     start = state[NEXT_AVAILABLE]
     pending = (idx - start) & 0xFFFF
-    if pending > ring.size:
+    if pending > size:
         state[FAULT_AT] = idx
         return -BAD_INDEX
-    count = min(pending, limit, len(batch.ids))
-    fault = 0
-    n = 0
+    count = min(pending, limit, len(batch.buffers) // BUFFER)
+    fault, first, n = 0, 0, 0
     while n < count:
-        head = load_once(ring.avail16, AVAIL_RING + ((start + n) & (ring.size - 1)))
-        state[FAULT_ID] = head
-        if head >= ring.size:
+        head = load_once(ring.avail16, AVAIL_RING + ((start + n) & (size - 1)))
+        if head >= size:
             fault = BAD_HEAD
-            break
-        if shadow.slots[head]:
+        elif shadow[head * SHADOW + SLOTS]:
             fault = HEAD_IN_FLIGHT
-            break
-        batch.first[n] = batch.end[n - 1] if n else 0
-        fault = split_walk(ring, state, memory, batch, n, head)
+        else:
+            fault = split_walk(ring, state, memory, batch, n, first, head)
         if fault:
+            state[FAULT_ID] = head
             break
-        batch.ids[n] = head
-        shadow.slots[head] = 1
-        shadow.writable[head] = batch.writable[n]
+        first = batch.buffers[n * BUFFER + LAST]
+        shadow[head * SHADOW + SLOTS] = 1
+        shadow[head * SHADOW + LIMIT] = batch.buffers[n * BUFFER + WRITABLE]
         n += 1
     state[NEXT_AVAILABLE] = (start + n) & 0xFFFF
     return n if n or not fault else -fault
 
 
 @kernel
-def split_complete(ring: SplitRing, state: Words, shadow: Shadow, batch: Batch, count: int) -> int:
-    """Returns the first `count` buffers of the batch (ids, lengths) to the driver, and publishes them at once.
+def split_complete(ring: SplitRing, state: Words, shadow: Words, batch: Batch, count: int) -> int:
+    """Returns the first `count` buffers of the batch (ID, LENGTH) to the driver, and publishes them at once.
 
     In order, a run of buffers that were written in full is told by its last one alone, in the slot of its first.
     Returns how many used elements were written.
     """
-    used = state[NEXT_USED]
-    elements = 0
-    n = 0
+    buffers, used32 = batch.buffers, ring.used32
+    used, mask = state[NEXT_USED], ring.size - 1
+    elements, n = 0, 0
     while n < count:
-        run = n
-        shadow.slots[batch.ids[n]] = 0
+        slot = used & mask
+        head, length = buffers[n * BUFFER + ID], buffers[n * BUFFER + LENGTH]
+        shadow[head * SHADOW + SLOTS] = 0
         if ring.in_order:
-            while run + 1 < count and batch.lengths[run] == shadow.writable[batch.ids[run]]:
-                run += 1
-                shadow.slots[batch.ids[run]] = 0
-        slot = (used & (ring.size - 1)) * USED_STRIDE
-        ring.used32[USED_ID + slot] = batch.ids[run]
-        ring.used32[USED_LEN + slot] = batch.lengths[run]
+            while n + 1 < count and length == shadow[head * SHADOW + LIMIT]:
+                n += 1
+                used += 1
+                head, length = buffers[n * BUFFER + ID], buffers[n * BUFFER + LENGTH]
+                shadow[head * SHADOW + SLOTS] = 0
+        used32[ELEMENT_ID + slot * USED_STRIDE] = head
+        used32[ELEMENT_LEN + slot * USED_STRIDE] = length
         elements += 1
-        used = (used + run + 1 - n) & 0xFFFF
-        n = run + 1
+        used += 1
+        n += 1
+    used &= 0xFFFF
     state[NEXT_USED] = used
     state[SINCE] += count
     # Pairs with the load_acquire of split_take_used: the elements are there before the index says so.
