@@ -82,10 +82,10 @@ def _fence(typing_context: Any) -> Any:
     return types.void(), codegen
 
 
-_eventfd_write = types.ExternalFunction("eventfd_write", types.int32(types.int32, types.uint64))
+_eventfd_write: Any = types.ExternalFunction("eventfd_write", types.int32(types.int32, types.uint64))
 
 
-@_jit
+@_jit  # type: ignore[untyped-decorator]  # numba's options for it have no types
 def _signal(descriptor: int) -> None:
     _eventfd_write(descriptor, 1)
 
@@ -146,13 +146,13 @@ _load16, _load32, _load64 = _address_load(16), _address_load(32), _address_load(
 _store16, _store32, _store64 = _address_store(16), _address_store(32), _address_store(64)
 
 
-@_jit
+@_jit  # type: ignore[untyped-decorator]  # numba's options for it have no types
 def _load_split_descriptor(memory: Any, row: int, offset: int) -> tuple[int, int, int, int]:
     at = memory.rows[row * ROW + HOST] + offset
     return _load64(at + _ADDR), _load32(at + _LEN), _load16(at + _FLAGS), _load16(at + _NEXT)
 
 
-@_jit
+@_jit  # type: ignore[untyped-decorator]  # numba's options for it have no types
 def _store_split_descriptor(
     memory: Any, row: int, offset: int, address: int, length: int, flags: int, following: int
 ) -> None:
@@ -163,13 +163,13 @@ def _store_split_descriptor(
     _store16(at + _NEXT, following)
 
 
-@_jit
+@_jit  # type: ignore[untyped-decorator]  # numba's options for it have no types
 def _load_packed_descriptor(memory: Any, row: int, offset: int) -> tuple[int, int, int, int]:
     at = memory.rows[row * ROW + HOST] + offset
     return _load64(at + _PACKED_ADDR), _load32(at + _PACKED_LEN), _load16(at + _PACKED_ID), _load16(at + _PACKED_FLAGS)
 
 
-@_jit
+@_jit  # type: ignore[untyped-decorator]  # numba's options for it have no types
 def _store_packed_descriptor(
     memory: Any, row: int, offset: int, address: int, length: int, ident: int, flags: int
 ) -> None:
