@@ -245,7 +245,7 @@ def _pwritev(file: FileIO, offset: int, views: Sequence[memoryview]) -> int:
 
 def _seek_read(file: FileIO, offset: int, views: Sequence[memoryview]) -> int:
     file.seek(offset)
-    return int(file.readinto(_first(views)))  # type: ignore[attr-defined]  # a raw file has it, FileIO does not
+    return file.readinto(_first(views))
 
 
 def _seek_write(file: FileIO, offset: int, views: Sequence[memoryview]) -> int:
