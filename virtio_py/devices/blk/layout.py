@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from construct import Array, Bytes, Int8ul, Int16ul, Int32ul, Int64ul, Struct
 
@@ -247,6 +247,17 @@ def config_length(features: int) -> int:
     """How many bytes of the configuration hold all the fields that these features bring into being."""
     names = [name for feature, group in CONFIG_FIELDS.items() if features >> feature & 1 for name in group]
     return max(map(virtio_blk_config.end, ["capacity", *names]))
+
+
+class RangeLimits(NamedTuple):
+    """What one DISCARD, WRITE_ZEROES or SECURE_ERASE request may hold: sectors a segment, and segments.
+
+    alignment: in sectors, a hint for where to split; WRITE_ZEROES has none.
+    """
+
+    max_sectors: int = (1 << 31) // SECTOR
+    max_seg: int = 32
+    alignment: int = 1
 
 
 virtio_blk_zone_report = Record(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import FileIO
 from typing import Final, Protocol
 
@@ -96,7 +96,8 @@ class MemoryMedium:
         """The content stays; nothing says that it must not."""
 
     def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
-        self.data[offset : offset + length] = bytes(length)
+        for at, part in _zeros(offset, length):
+            self.data[at : at + len(part)] = part
 
     def erase(self, offset: int, length: int) -> None:
         self.write_zeroes(offset, length, False)
@@ -208,9 +209,8 @@ class FileMedium:
             self._store_zeros(offset, length)
 
     def _store_zeros(self, offset: int, length: int) -> None:
-        with memoryview(_ZEROS) as zeros:
-            for at in range(offset, offset + length, len(zeros)):
-                self.write_from(at, [zeros[: offset + length - at]])
+        for at, part in _zeros(offset, length):
+            self.write_from(at, [part])
 
     def erase(self, offset: int, length: int) -> None:
         """Overwrites in place with zeros. A file system or a disk that never overwrites keeps the old content where
@@ -224,6 +224,12 @@ class FileMedium:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _zeros(offset: int, length: int) -> Iterator[tuple[int, memoryview]]:
+    """Zeros for a range, piece by piece: a range may be as long as the disk."""
+    for at in range(offset, offset + length, len(_ZEROS)):
+        yield at, memoryview(_ZEROS)[: offset + length - at]
 
 
 def behind(views: Sequence[memoryview], count: int) -> list[memoryview]:
