@@ -94,6 +94,8 @@ class BlkDriver(Driver):
     def queue_count(self) -> int:
         """The configuration is read here for the first time, with FEATURES_OK set: `writeback` must not be before."""
         self.refresh()
+        if not self.info.num_queues:
+            raise NegotiationError("the device has VIRTIO_BLK_F_MQ and no queue")
         return min(self.info.num_queues, self.most_queues)
 
     def ready(self) -> None:
