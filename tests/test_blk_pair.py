@@ -364,6 +364,20 @@ def test_an_older_configuration_is_not_read_beyond_its_end() -> None:
     assert driver.info.discard is None
 
 
+@pytest.mark.clause("blk-zoned.device.device-init.1")
+@pytest.mark.clause("blk-zoned.driver.device-init.1")
+def test_neither_half_takes_a_disk_for_zoned() -> None:
+    @define(eq=False)
+    class Offering(Witness):
+        def offered_features(self) -> int:
+            return super().offered_features() | bit(BlkFeature.ZONED)
+
+    driver = BlkDriver(InProcess(Offering(MemoryMedium.of(4096)))).start()
+    assert driver.offered & bit(BlkFeature.ZONED)
+    assert not driver.has(BlkFeature.ZONED)
+    assert not pair()[0].offered & bit(BlkFeature.ZONED)
+
+
 # Changes and failures
 
 
