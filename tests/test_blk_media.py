@@ -6,13 +6,13 @@ import errno
 import os
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virtio_py.devices.blk import fallocate, media
@@ -21,6 +21,8 @@ from virtio_py.devices.blk.media import FileMedium, Medium, MemoryMedium, NullMe
 
 SECTORS = 24
 SIZE = SECTORS * 512
+# A disk takes its time, now and then a long one.
+on_disk = settings(deadline=None, max_examples=40)
 KINDS = ("memory", "file", "direct", "windows", "holeless")
 
 
@@ -79,6 +81,7 @@ def apply(medium: Medium, model: bytearray, verb: str, offset: int, length: int,
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@on_disk
 @given(todo=steps, looked_at=extents, seed=st.integers(0, 1 << 30))
 def test_reads_back_what_a_bytearray_would(
     kind: str, todo: list[tuple[str, tuple[int, int], int]], looked_at: tuple[int, int], seed: int
@@ -116,6 +119,7 @@ def test_more_views_than_one_call_takes(kind: str) -> None:
         assert found == data
 
 
+@on_disk
 @given(limit=st.integers(1, 700), seed=st.integers(0, 1 << 30))
 def test_short_transfers_are_carried_on(limit: int, seed: int) -> None:
     def short(views: Sequence[memoryview]) -> list[memoryview]:
@@ -208,7 +212,8 @@ def test_without_fallocate_nothing_can_be_deallocated() -> None:
         assert not medium.can_deallocate
 
 
-def test_flush_reaches_the_file_and_passes_its_failure_on() -> None:
+@pytest.mark.parametrize("verb", [lambda m: m.flush(), lambda m: m.erase(0, 512)])
+def test_flush_and_erase_commit_and_pass_a_failure_on(verb: Callable[[Medium], None]) -> None:
     calls: list[int] = []
 
     def fail(fd: int) -> None:
@@ -218,11 +223,12 @@ def test_flush_reaches_the_file_and_passes_its_failure_on() -> None:
     with medium_of("file") as medium, pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fdatasync", fail, raising=False)
         with pytest.raises(OSError, match="gone"):
-            medium.flush()
+            verb(medium)
     assert len(calls) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this system has no O_DIRECT")
+@on_disk
 @given(offset=st.integers(0, 15), count=st.integers(1, 16), seed=st.integers(0, 1 << 30))
 def test_direct_io_on_a_disk_of_4096_byte_sectors_keeps_the_neighbours(offset: int, count: int, seed: int) -> None:
     def strict(name: str) -> object:
