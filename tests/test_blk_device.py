@@ -243,6 +243,10 @@ def test_read_only_counts_when_offered(kind: BlkRequest, accepted: int) -> None:
     assert ask(device, head(BlkRequest.IN), 513) == (OK, b"\x55" * 512, 513)
 
 
+def test_read_only_is_offered_whatever_the_owner_allows() -> None:
+    assert BlkDevice(Disk(read_only=True), features=FLUSH).offered_features() & bit(BlkFeature.RO)
+
+
 # Identity and wear
 
 
@@ -451,6 +455,21 @@ def test_writeback_begins_at_0_without_flush(initial: bool, features: int) -> No
     device.reset()
     device.negotiated(features)
     assert virtio_blk_config.decode(device.read_config()).writeback == expected
+
+
+def test_reset_forgets_the_cache_mode_and_the_features() -> None:
+    device = disk_of()
+    device.write_config(32, b"\0")
+    assert device.writethrough
+    device.reset()
+    assert virtio_blk_config.decode(device.read_config()).writeback == 1
+    assert not device.has(BlkFeature.CONFIG_WCE)
+
+
+def test_writeback_is_not_to_be_written_without_its_feature() -> None:
+    device = disk_of(features=FLUSH)
+    device.write_config(32, b"\0")
+    assert virtio_blk_config.decode(device.read_config()).writeback == 1
 
 
 # Configuration
