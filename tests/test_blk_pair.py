@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -195,6 +195,16 @@ def test_transfers_are_cut_to_size_max_and_seg_max(size_max: int, seg_max: int, 
     assert max(device.pieces) <= max(size_max, 16)
 
 
+def test_without_seg_max_one_segment_is_all() -> None:
+    driver, device = pair(seg_max=0, size_max=1024, discard=RangeLimits(1, 1000))
+    assert driver.read(0, 6) == bytes(6 * 512)
+    assert [room for _, _, room in device.seen] == [[1024, 1]] * 3
+    device.seen.clear()
+    driver.discard([(n % SECTORS, 1) for n in range(100)])
+    # 64 segments of 16 bytes fill the one descriptor.
+    assert [len(data) for _, data, _ in device.seen] == [1024, 36 * 16]
+
+
 @pytest.mark.clause("blk.driver.device-op.7")
 @pytest.mark.clause("blk.driver.device-op.9")
 @pytest.mark.clause("blk.driver.device-op.10")
@@ -224,6 +234,7 @@ def test_ranges_are_cut_to_the_limits(verb: str, ranges: list[tuple[int, int]], 
 def test_splits_fall_on_the_alignment_where_they_can(sector: int, count: int, bounds: RangeLimits) -> None:
     parts = list(split_range(sector, count, bounds))
     assert [s + i for s, n in parts for i in range(n)] == list(range(sector, sector + count))
+    assert len(parts) == 1 or not 0 < count <= bounds.max_sectors
     if bounds.max_sectors >= max(bounds.alignment, 1):
         assert all((s + n) % max(bounds.alignment, 1) == 0 for s, n in parts[:-1])
 
@@ -278,6 +289,20 @@ def test_read_only_is_accepted_and_nothing_is_written() -> None:
     assert not unaware.has(BlkFeature.RO)
     with pytest.raises(UsageError, match="read-only"):
         unaware.write(0, bytes(512))
+
+
+def test_no_range_is_sent_to_a_read_only_disk_that_offers_it() -> None:
+    @define(eq=False)
+    class Offering(Witness):
+        def offered_features(self) -> int:
+            return super().offered_features() | bit(BlkFeature.DISCARD)
+
+    device = Offering(MemoryMedium(bytearray(4096), read_only=True))
+    driver = BlkDriver(InProcess(device)).start()
+    driver.info = evolve(driver.info, discard=RangeLimits())
+    with pytest.raises(UsageError, match="read-only"):
+        driver.discard([(0, 1)])
+    assert device.seen == []
 
 
 def test_what_was_not_negotiated_is_not_sent() -> None:
@@ -416,6 +441,16 @@ def test_a_failed_range_request_says_nothing_of_its_segments() -> None:
     assert not hasattr(caught.value, "segments")
 
 
+def test_ok_in_a_status_that_nobody_wrote_is_no_ok() -> None:
+    class Silent(Witness):
+        def handle(self, queue: DeviceQueue, chain: Chain) -> None:
+            chain.writable.write(bytes(chain.writable.remaining - 1))
+
+    driver = BlkDriver(InProcess(Silent(MemoryMedium.of(4096)))).start()
+    with pytest.raises(RequestError, match="only 512 bytes"):
+        driver.read(0, 1)
+
+
 @given(status=st.integers(0, 255), wrote=st.booleans())
 def test_a_device_that_lies_about_ok_is_failed(status: int, wrote: bool) -> None:
     class Liar(Witness):
@@ -492,6 +527,8 @@ def test_every_queue_serves() -> None:
     assert driver.read(0, 3) == b"".join(bytes([q]) * 512 for q in range(3))
     alone, _ = pair(num_queues=3, features=FLUSH)
     assert len(alone.queues) == 1
+    many, _ = pair(num_queues=12)
+    assert (many.info.num_queues, len(many.queues)) == (12, 8)
 
 
 def test_info_tells_what_the_device_was_made_with() -> None:
