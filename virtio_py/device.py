@@ -58,6 +58,10 @@ class Device:
         """Why this subset of the offer cannot be served, or None. The driver then finds FEATURES_OK clear."""
         return None
 
+    def negotiated(self, features: int) -> None:
+        """FEATURES_OK was set with these features. The driver may read the configuration that follows from them, and
+        make buffers available; none is handled before `activate`."""
+
     def read_config(self) -> bytes:
         """The whole live configuration structure; the end slices it and owns the generation."""
         return b""
@@ -149,6 +153,8 @@ class DeviceEnd:
         if added & DeviceStatus.DRIVER_OK and not (self._status | added) & DeviceStatus.FEATURES_OK:
             added &= ~DeviceStatus.DRIVER_OK
         self._status |= added
+        if added & DeviceStatus.FEATURES_OK:
+            self.device.negotiated(self.features)
         if added & DeviceStatus.DRIVER_OK:
             self._start()
 
