@@ -29,6 +29,10 @@ class Transport(Protocol):
     def num_queues(self) -> int:
         """How many virtqueues the device has, as far as the carrier tells."""
 
+    @property
+    def config_notifications(self) -> int:
+        """How many configuration change notifications have arrived so far."""
+
     def device_features(self) -> int: ...
     def accept_features(self, features: int) -> None: ...
     def read_status(self) -> int: ...
@@ -81,6 +85,7 @@ class Driver:
         self.offered = 0
         self.features = 0
         self.queues: list[DriverQueue] = []
+        self._config_heard = 0
         # What the device may still write to: a request that timed out keeps its memory until a reset.
         self._lent: list[Buffer] = []
 
@@ -196,6 +201,11 @@ class Driver:
             if self.transport.config_generation() == before:
                 return data
 
+    def config_changed(self) -> bool:
+        """Whether a configuration change notification has arrived since this was last asked."""
+        heard, self._config_heard = self._config_heard, self.transport.config_notifications
+        return heard != self._config_heard
+
     def wait_used(self, queue: DriverQueue, count: int = 1, timeout: float = 5.0) -> list[tuple[Any, int]]:
         """Waits for `count` used buffers: (token, used length in bytes) each. Raises NeedsReset, or PeerError with
         FAILED set if the device broke its ring, or VirtioError after `timeout` seconds."""
@@ -230,8 +240,7 @@ class Driver:
         if queue.outstanding:
             raise UsageError(f"queue {queue.index} has buffers outstanding")
         sent = [self._filled(part) for part in readable]
-        received = [self.transport.arena.allocate(size) for size in writable]
-        self._lent += sent + received
+        received = [self._borrow(size) for size in writable]
         queue.add([b.extent for b in sent], [b.extent for b in received])
         self.kick(queue)
         [(_, length)] = self.wait_used(queue, 1, timeout)
@@ -239,8 +248,13 @@ class Driver:
         self._give_back(sent + received)
         return answers, length
 
+    def _borrow(self, size: int) -> Buffer:
+        buffer = self.transport.arena.allocate(size)
+        self._lent.append(buffer)
+        return buffer
+
     def _filled(self, part: bytes) -> Buffer:
-        buffer = self.transport.arena.allocate(len(part))
+        buffer = self._borrow(len(part))
         buffer.view[:] = part
         return buffer
 

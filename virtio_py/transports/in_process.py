@@ -21,7 +21,7 @@ class InProcess(Transport):
     """The carrier between a Device and a Driver of the same process; it is the device's Notifier too.
 
     memory_size: bytes of the arena; ring_features: mask of the features offered besides the device's own.
-    used_notifications, config_notifications: how many of each have been sent.
+    used_notifications: how many used buffer notifications have been sent.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class InProcess(Transport):
         self.end = DeviceEnd(device, self._arena.memory, self, engine, ring_features)
         self._kicks: deque[int] = deque()
         self.used_notifications = 0
-        self.config_notifications = 0
+        self._config_notifications = 0
 
     # The device's Notifier
 
@@ -46,7 +46,7 @@ class InProcess(Transport):
 
     def configuration_change(self) -> None:
         """Counts a configuration change notification."""
-        self.config_notifications += 1
+        self._config_notifications += 1
 
     # The driver's Transport
 
@@ -64,6 +64,11 @@ class InProcess(Transport):
     def num_queues(self) -> int:
         """How many virtqueues the device has."""
         return self.end.num_queues
+
+    @property
+    def config_notifications(self) -> int:
+        """How many configuration change notifications the device has sent."""
+        return self._config_notifications
 
     def device_features(self) -> int:
         """What the device offers."""
