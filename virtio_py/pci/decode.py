@@ -130,8 +130,12 @@ def tidy(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: tidy(value) if isinstance(value, dict) else value
         for name, value in fields.items()
-        if not (name.startswith("reserved") and value in (0, "00" * 7, "00" * 3))
+        if not (name.startswith("reserved") and _is_zero(value))
     }
+
+
+def _is_zero(value: Any) -> bool:
+    return not (value.strip("0") if isinstance(value, str) else value)
 
 
 _Identified = tuple[int, str, Record | None]
@@ -140,7 +144,7 @@ _Identified = tuple[int, str, Record | None]
 def _extended(here: bytes) -> _Identified:
     number = int.from_bytes(here[:2], "little")
     name = extended.EXTENDED_NAMES.get(number, f"Extended Capability ID {number:#x}")
-    return number, name, {int(k): v for k, v in extended.EXTENDED_RECORDS.items()}.get(number)
+    return number, name, extended.EXTENDED_RECORDS.get(number)
 
 
 def _virtio(here: bytes) -> _Identified:

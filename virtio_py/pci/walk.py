@@ -28,6 +28,7 @@ from virtio_py.pci.header import (
     pci_header_common,
 )
 from virtio_py.pci.virtio_caps import VIRTIO_PCI_VENDOR_ID
+from virtio_py.pci.virtio_rules import function_problems
 from virtio_py.records import Record
 
 
@@ -120,6 +121,8 @@ def walk(config: bytes, path: str = "", *, virtio: bool | None = None) -> Functi
     found = _decode(config, chains, virtio, problems)
     if chains[1].offsets and not any(not c.extended and c.id in _HAVE_EXTENDED for c in found):
         problems.append(Problem(chains[1].low, "extended capabilities, but neither PCI Express nor PCI-X"))
+    if virtio and kind == 0:
+        problems += function_problems(header, found)
     bars = decode_bars(getattr(header, "base_address", ()))
     shown = tidy(record.as_dict(header))
     return Function(path, len(config), kind, shown, tuple(bars), tuple(found), tuple(problems))
