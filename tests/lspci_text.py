@@ -37,7 +37,7 @@ class ShownFunction:
 
 
 def parse_lspci(text: str) -> list[ShownFunction]:
-    """Takes `lspci -vvv` apart. Continuation lines, which have three tabs, are joined to the line that they continue."""
+    """Takes `lspci -vvv` apart. Continuation lines, which have three tabs, are joined to what they continue."""
     functions: list[ShownFunction] = []
     for line in text.splitlines():
         if not line.strip():
@@ -85,7 +85,7 @@ def disagreements(theirs: ShownFunction, ours: ShownFunction) -> Iterator[str]:
             yield f"at {their.offset:#x}: lspci has {their.lines}, we have {lines}"
 
 
-def hex_dump(config: bytes, address: str = "00:01.0") -> str:
+def hex_dump(config: bytes, address: str = "00:00.0") -> str:
     """`config` as lspci -xxxx prints it and `lspci -F` reads it."""
     rows = (config[at : at + 16].hex(" ") for at in range(0, len(config), 16))
     return f"{address} function\n" + "".join(f"{16 * i:02x}: {row}\n" for i, row in enumerate(rows)) + "\n"

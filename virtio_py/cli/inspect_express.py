@@ -52,16 +52,22 @@ _BRIDGE: Final = _of(PortType.PCIE_TO_PCI_BRIDGE)
 _POWERED: Final = _of(PortType.ENDPOINT, PortType.UPSTREAM_PORT, PortType.PCIE_TO_PCI_BRIDGE)
 _BUTTONS: Final = _of(PortType.ENDPOINT, PortType.LEGACY_ENDPOINT, PortType.UPSTREAM_PORT, PortType.PCIE_TO_PCI_BRIDGE)
 _WITH_RCB: Final = _of(PortType.ROOT_PORT, PortType.ENDPOINT, PortType.LEGACY_ENDPOINT, PortType.PCIE_TO_PCI_BRIDGE)
-_SLOT: Final = _both(_DOWNWARD, _bit("pcie_capabilities", "slot_implemented"))
+_SLOT_PORTS: Final = _of(PortType.ROOT_PORT, PortType.DOWNSTREAM_PORT, PortType.PCI_TO_PCIE_BRIDGE)
+_SLOT: Final = _both(_SLOT_PORTS, _bit("pcie_capabilities", "slot_implemented"))
 
 
 def _linked(fields: Mapping[str, Any]) -> bool:
     return not _of(PortType.ROOT_COMPLEX_ENDPOINT, PortType.ROOT_COMPLEX_EVENT_COLLECTOR)(fields)
 
 
-def _atomic(fields: Mapping[str, Any]) -> bool:
-    # An endpoint completes atomic operations only in memory that it has.
-    return _PORTS(fields) or (_ENDS(fields) and bool(fields["has_memory_bar"]))
+def _tph(fields: Mapping[str, Any]) -> bool:
+    # The value 2 is reserved.
+    return _of(PortType.ENDPOINT, PortType.ROOT_PORT)(fields) and fields["device_capabilities_2"]["tph_completer"] != 2
+
+
+def _has_memory(fields: Mapping[str, Any]) -> bool:
+    # A function completes atomic operations only in memory that it has.
+    return bool(fields["has_memory_bar"])
 
 
 class _Section(NamedTuple):
@@ -75,7 +81,7 @@ _SECTIONS: Final = (
         "device_capabilities",
         _always,
         (
-            (_always, "DevCap:\tMaxPayload {max_payload_size:payload} bytes, PhantFunc {phantom_functions}"),
+            (_always, "DevCap:\tMaxPayload {max_payload_size:payload} bytes, PhantFunc {phantom_functions:phantoms}"),
             (_ON_LINK, ", Latency L0s {l0s_acceptable_latency:l0s}, L1 {l1_acceptable_latency:l1}"),
             (_always, "\n\tExtTag{extended_tag:?}"),
             (_BUTTONS, " AttnBtn{attention_button:?} AttnInd{attention_indicator:?} PwrInd{power_indicator:?}"),
@@ -202,14 +208,11 @@ _SECTIONS: Final = (
             (_always, "\n\t EmergencyPowerReduction {emergency_power_reduction:power_reduction},"),
             (_always, " EmergencyPowerReductionInit{emergency_power_reduction_init:?}\n\t FRS{frs:?}"),
             (_ROOT, " LN System CLS {ln_system_cls:cls},"),
-            (_ENDS_OR_ROOT, " TPHComp{tph:?} ExtTPHComp{extended_tph:?}"),
+            (_tph, " TPHComp{tph:?} ExtTPHComp{extended_tph:?}"),
             (_DOWNWARD, " ARIFwd{ari_forwarding:?}"),
-            (_atomic, "\n\t AtomicOpsCap:"),
+            (lambda fields: _PORTS(fields) or _has_memory(fields), "\n\t AtomicOpsCap:"),
             (_PORTS, " Routing{atomic_op_routing:?}"),
-            (
-                _both(_atomic, _ENDS_OR_ROOT),
-                " 32bit{atomic_op_32bit:?} 64bit{atomic_op_64bit:?} 128bitCAS{atomic_op_128bit_cas:?}",
-            ),
+            (_has_memory, " 32bit{atomic_op_32bit:?} 64bit{atomic_op_64bit:?} 128bitCAS{atomic_op_128bit_cas:?}"),
         ),
     ),
     _Section(
@@ -220,7 +223,7 @@ _SECTIONS: Final = (
             (_always, " TimeoutDis{completion_timeout_disable:?} LTR{ltr:?} 10BitTagReq{tag_10bit_requester:?}"),
             (_always, " OBFF {obff:obff_control},"),
             (_DOWNWARD, " ARIFwd{ari_forwarding:?}"),
-            (_of(*PortType), "\n\t AtomicOpsCtl:"),
+            (lambda fields: _PORTS(fields) or _ENDS(fields), "\n\t AtomicOpsCtl:"),
             (_ENDS_OR_ROOT, " ReqEn{atomic_op_requester:?}"),
             (_PORTS, " EgressBlck{atomic_op_egress_blocking:?}"),
         ),
@@ -260,6 +263,10 @@ _SECTIONS: Final = (
             (_always, "\n\t EqualizationPhase2{equalization_phase_2:?} EqualizationPhase3{equalization_phase_3:?}"),
             (_always, " LinkEqualizationRequest{link_equalization_request:?}\n\t Retimer{retimer:?}"),
             (_always, " 2Retimers{two_retimers:?} CrosslinkRes: {crosslink_resolution:crosslink}"),
+            (
+                _both(_SLOT_PORTS, _bit("link_capabilities_2", "drs")),
+                ", DRS{drs_message_received:?}\n\t DownstreamComp: {downstream_component_presence:presence}",
+            ),
         ),
     ),
 )
@@ -270,7 +277,7 @@ def express_lines(fields: Mapping[str, Any], *, has_memory_bar: bool) -> Iterato
     flags = fields["pcie_capabilities"]
     kind = flags["port_type"]
     name = _TYPE_NAMES[PortType(kind)] if kind in _TYPE_NAMES else f"Unknown type {kind}"
-    slot = f" (Slot{'+' if flags['slot_implemented'] else '-'})" if kind in (4, 6) else ""
+    slot = f" (Slot{'+' if flags['slot_implemented'] else '-'})" if kind in (4, 6, 8) else ""
     yield f"Express (v{flags['version']}) {name}{slot}, MSI {flags['interrupt_message_number']:02x}"
     known = {**_derive(numbers(fields)), "has_memory_bar": has_memory_bar}
     for section in _SECTIONS:
@@ -284,7 +291,7 @@ def _derive(fields: dict[str, Any]) -> dict[str, Any]:
     for name in ("device_capabilities", "slot_capabilities"):
         if name in fields:
             register = fields[name]
-            watts = register["slot_power_limit_value"] / 10 ** register["slot_power_limit_scale"]
+            watts = _watts(register["slot_power_limit_value"], register["slot_power_limit_scale"])
             register["slot_power_limit"] = f"{watts:g}W"
     if "link_status" in fields:
         _derive_link(fields["pcie_capabilities"]["port_type"], fields["link_capabilities"], fields["link_status"])
@@ -292,6 +299,11 @@ def _derive(fields: dict[str, Any]) -> dict[str, Any]:
         completer = fields["device_capabilities_2"]["tph_completer"]
         fields["device_capabilities_2"].update(tph=Number(completer & 1), extended_tph=Number(completer >> 1))
     return fields
+
+
+def _watts(value: int, scale: int) -> float:
+    # Unscaled values from 0xf0 on are steps of 25 W: eight bits would not reach them.
+    return 250 + 25 * (value - 0xF0) if scale == 0 and value >= 0xF0 else value / 10**scale
 
 
 def _derive_link(kind: int, able: dict[str, Any], now: dict[str, Any]) -> None:

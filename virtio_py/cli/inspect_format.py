@@ -37,8 +37,8 @@ def _lookup(names: Mapping[int, str], default: str = "Unknown") -> Callable[[int
 SPEEDS: Final[Sequence[str]] = ("2.5", "5", "8", "16", "32", "64")
 
 
-def _speed(value: int) -> str:
-    return f"{SPEEDS[value - 1]}GT/s" if 1 <= value <= len(SPEEDS) else "unknown"
+def _speed(value: int, default: str = "unknown") -> str:
+    return f"{SPEEDS[value - 1]}GT/s" if 1 <= value <= len(SPEEDS) else default
 
 
 def _speeds(vector: int) -> str:
@@ -58,12 +58,14 @@ _MARGIN: Final = "200-400mV(full-swing)/100-200mV(half-swing)"
 
 FORMATS: Final[Mapping[str, Callable[[int], str]]] = {
     "?": _one_of("-", default="+"),
+    "not": _one_of("+", default="-"),
     "payload": lambda value: str(128 << value),
     "power_of_2": lambda value: str(1 << value),
     "more": lambda value: str(value + 1),
+    "phantoms": lambda value: str((1 << value) - 1),
     "rcb": _one_of("64", "128"),
     "speed": _speed,
-    "target_speed": lambda value: _speed(value or 1),
+    "target_speed": lambda value: _speed(value or 1, "Unknown"),
     "speeds": _speeds,
     "serial": serial,
     "l0s": _one_of("<64ns", "<128ns", "<256ns", "<512ns", "<1us", "<2us", "<4us", _ACCEPTABLE),
@@ -100,17 +102,26 @@ FORMATS: Final[Mapping[str, Callable[[int], str]]] = {
     ),
     "obff": _one_of("Not Supported", "Via message", "Via WAKE#", "Via message/WAKE#"),
     "obff_control": _one_of("Disabled", "Via message A", "Via message B", "Via WAKE#"),
-    "power_reduction": _one_of("Not Supported", "Device Specific", "Form Factor or Device Specific", "Reserved"),
+    "power_reduction": _one_of("Not Supported", "Dev Specific", "Form Factor Dev Specific", "Reserved"),
     "cls": _one_of("Not Supported", "64byte cachelines", "128byte cachelines", "Reserved"),
     "prefixes": lambda value: str(value or 4),
     "margin": _one_of(
         "Normal Operating Range", "800-1200mV(full-swing)/400-700mV(half-swing)", _MARGIN, _MARGIN, _MARGIN, _MARGIN
     ),
     "preset": _one_of(
-        *(f"{de}dB de-emphasis, 0dB preshoot" for de in ("-6", "-3.5", "-4.5", "-2.5", "0")),
+        *(f"{de}dB de-emphasis, 0dB preshoot" for de in ("-6", "-3.5", "-4.4", "-2.5", "0")),
         *(f"0dB de-emphasis, {pre}dB preshoot" for pre in ("1.9", "2.5")),
-        *(f"{de}dB de-emphasis, 3.5dB preshoot" for de in ("-6", "-3.5", "0")),
+        *(f"{de}dB de-emphasis, 3.5dB preshoot" for de in ("-6.0", "-3.5", "0")),
     ),
     "de_emphasis": _one_of("-6dB", "-3.5dB"),
+    "presence": _one_of(
+        "Link Down - Not Determined",
+        "Link Down - Not Present",
+        "Link Down - Present",
+        "Reserved",
+        "Link Up - Present",
+        "Link Up - Present and DRS Received",
+        default="Reserved",
+    ),
     "crosslink": _one_of("unsupported", "Upstream Port", "Downstream Port", "incomplete"),
 }

@@ -40,7 +40,7 @@ TEMPLATES: Final[dict[str, tuple[str, ...]]] = {
         " AuxCurrent={pmc[aux_current]:aux_current} PME(D0{pmc[pme_d0]:?},D1{pmc[pme_d1]:?},D2{pmc[pme_d2]:?},"
         "D3hot{pmc[pme_d3hot]:?},D3cold{pmc[pme_d3cold]:?})",
         "Status: D{pmcsr[power_state]} NoSoftRst{pmcsr[no_soft_reset]:?} PME-Enable{pmcsr[pme_enable]:?}"
-        " DSel={pmcsr[data_select]} DScale={pmcsr[data_scale]} PME{pmcsr[pme_status]:?}",
+        " DSel={pmcsr[data_select]} DScale={pmcsr[data_scale]} PME{pmcsr[pme_status]:?}{bridge_extension}",
     ),
     "pci_msi_32": (_MSI, "Address: {message_address:08x}  Data: {message_data:04x}"),
     "pci_msi_64": (_MSI, "Address: {message_address:016x}  Data: {message_data:04x}"),
@@ -54,9 +54,7 @@ TEMPLATES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "pci_vendor_specific": ("{name}: Len={cap_len:02x} <?>",),
     "pci_subsystem": ("Subsystem: [{subsystem_vendor_id:04x}:{subsystem_id:04x}]",),
-    "pci_sata": (
-        "SATA HBA v{satacr0[major_revision]}.{satacr0[minor_revision]} {location} Offset={satacr1[bar_offset]:08x}",
-    ),
+    "pci_sata": ("SATA HBA v{satacr0[major_revision]}.{satacr0[minor_revision]} {location}",),
     "pci_advanced_features": (
         "PCI Advanced Features",
         "AFCap: TP{af_capabilities[transactions_pending]:?} FLR{af_capabilities[function_level_reset]:?}",

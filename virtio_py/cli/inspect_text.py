@@ -126,14 +126,24 @@ def _derived(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What is computed from more than one field."""
     found: dict[str, Any] = {}
     if "satacr1" in fields:
-        location = fields["satacr1"]["bar_location"]
-        found["location"] = "InCfgSpace" if location == 15 else f"BAR{location - 4}"
+        found["location"] = _sata_location(fields["satacr1"])
+    if "pmcsr_bse" in fields:
+        bridge = numbers(fields["pmcsr_bse"])
+        line = "\nBridge: PM{bpcc_enable:?} B3{b2_b3:not}".format_map(bridge)
+        found["bridge_extension"] = line if any(bridge.values()) else ""
     if "vf_base_address" in fields:
         found["vf_regions"] = "".join("\n" + _vf_region(bar) for bar in decode_bars(fields["vf_base_address"]))
     for name, ns in (("max_snoop_latency", "snoop_ns"), ("max_no_snoop_latency", "no_snoop_ns")):
         if name in fields:
             found[ns] = fields[name]["value"] << 5 * fields[name]["scale"]
     return found
+
+
+def _sata_location(register: Mapping[str, int]) -> str:
+    location = register["bar_location"]
+    if location == 15:
+        return "InCfgSpace"
+    return f"BAR{location - 4} Offset={register['bar_offset']:08x}" if 4 <= location <= 9 else f"BAR??{location}"
 
 
 def _vf_region(bar: Bar) -> str:

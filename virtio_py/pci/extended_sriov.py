@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from construct import Array, Int16ul, Int32ul, Struct
+from construct import Array, Int8ul, Int16ul, Int32ul, Struct
 
 from virtio_py.pci.capabilities import BarOffset
 from virtio_py.pci.extended_ids import extended_header
@@ -36,7 +36,8 @@ pci_sriov = Record(
         "initial_vfs" / Int16ul,
         "total_vfs" / Int16ul,
         "num_vfs" / Int16ul,
-        "function_dependency_link" / Int16ul,
+        "function_dependency_link" / Int8ul,
+        "reserved_19" / Int8ul,
         "first_vf_offset" / Int16ul,
         "vf_stride" / Int16ul,
         "reserved_24" / Int16ul,
