@@ -16,7 +16,7 @@ from virtio_py.pci.capabilities import pci_capability, pci_subsystem
 from virtio_py.pci.decode import decode_bars
 from virtio_py.pci.dump import looks_like_text, parse_dump
 from virtio_py.pci.express import pci_express
-from virtio_py.pci.extended import pci_extended_capability
+from virtio_py.pci.extended import pci_extended_capability, pci_vsec
 from virtio_py.pci.header import pci_header_type0, pci_header_type1
 from virtio_py.pci.virtio_caps import VIRTIO_CAPS, CfgType
 from virtio_py.pci.walk import Function, walk
@@ -296,6 +296,17 @@ def test_nothing_is_read_behind_cap_len() -> None:
     assert found.fields["length"] == 16
     assert "notify_off_multiplier" not in found.fields
     assert "pci.device.virtio-structure-pci-capabilities.1" in {p.clause for p in function.problems}
+
+
+def test_a_vendors_own_data_is_shown() -> None:
+    config = put(space(4096), 0x40, bytes([9, 0x48, 6, 1, 2, 3, 0xEE, 0xEE]))
+    put(config, 0x48, bytes([9, 0, 0, 0xEE]))
+    put(config, 0x100, pci_vsec.encode(header={"cap_id": 0x0B}, vsec_header={"vsec_length": 12}) + b"abcd\xee")
+    first, second, extended = (function := walk(bytes(config))).capabilities
+    assert first.fields == {"cap_id": 9, "cap_next": 0x48, "cap_len": 6, "data": "010203"}
+    assert second.fields == {"cap_id": 9, "cap_next": 0, "cap_len": 0}
+    assert extended.fields["data"] == b"abcd".hex()
+    assert [p.offset for p in function.problems] == [0x48, 0x100]
 
 
 def test_a_virtual_function_is_virtio_when_one_says_so() -> None:

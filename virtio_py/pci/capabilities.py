@@ -11,7 +11,7 @@ from typing import Any, Final
 from construct import Int8ul, Int16ul, Int32ul, Int64ul, Struct
 
 from virtio_py.errors import LayoutError
-from virtio_py.records import Record, Register
+from virtio_py.records import Record, Register, Rule
 
 
 class CapabilityId(IntEnum):
@@ -167,7 +167,12 @@ pci_msix_table_entry = Record(
     cite="PCI 3.0, 6.8.2",
 )
 
-pci_vendor_specific = Record("pci_vendor_specific", Struct(*_header(), "cap_len" / Int8ul), cite="PCI 3.0, appendix H")
+pci_vendor_specific = Record(
+    "pci_vendor_specific",
+    Struct(*_header(), "cap_len" / Int8ul),
+    cite="PCI 3.0, appendix H",
+    rules=(Rule("", "cap_len", lambda v: v.cap_len >= 3, "does not count the 3 bytes up to itself"),),
+)
 
 pci_subsystem = Record(
     "pci_subsystem",

@@ -13,6 +13,7 @@ from attrs import asdict, frozen
 from virtio_py.pci import capabilities, extended, virtio_caps
 from virtio_py.pci.capabilities import CapabilityId
 from virtio_py.pci.express import express_record, pci_express
+from virtio_py.pci.extended import ExtendedId
 from virtio_py.records import Record
 
 
@@ -31,7 +32,8 @@ class Capability:
 
     offset: bytes from the start of configuration space; id: its 8-bit id, or 16-bit where `extended`; version: of an
     extended one; record: its layout, None for an id that is not known; fields: the record's values as JSON can
-    carry them, without reserved bits that are 0, or {"raw": hexadecimal text}; raw: its bytes.
+    carry them, without reserved bits that are 0, or {"raw": hexadecimal text}; raw: its bytes. What a vendor specific
+    capability has behind its record is `data`, hexadecimal text.
     A virtio capability's `cap` is merged into the fields, so that `bar`, `offset` and `length` are always found.
     """
 
@@ -89,10 +91,13 @@ def decode_capability(
     version = here[2] & 0xF if is_extended and len(here) > 2 else None
     if record is None or not here:
         return Capability(offset, number, is_extended, name, version, None, {"raw": here.hex()}, here), []
-    values = record.decode_available(here[: _declared_length(here)] if not is_extended else here)
+    length = _declared_length(here, is_extended) or record.size
+    values = record.decode_available(here[: max(length, _ALWAYS_READ)] if record.name in _SELF_SIZED else here)
     fields = tidy(record.as_dict(values))
     fields = {**fields.pop("cap", {}), **fields}
-    raw = here[: max(record.size, _declared_length(here, record.size))]
+    if extra := here[record.size : length]:
+        fields["data"] = extra.hex()
+    raw = here[: max(record.size, length)]
     found = Capability(offset, number, is_extended, name, version, record, fields, raw)
     return found, list(_problems(found, here, values))
 
@@ -107,7 +112,7 @@ def _problems(found: Capability, here: bytes, values: Mapping[str, Any]) -> Iter
         for broken in record.violations(record.decode(here)):
             yield Problem(found.offset, f"{record.name}.{broken.field} {broken.message}", broken.clause)
     elif len(here) >= record.size:
-        message = f"{found.name}: cap_len {here[2]} is less than the structure's {record.size} bytes"
+        message = f"{record.name}.cap_len {here[2]} is less than the structure's {record.size} bytes"
         yield Problem(found.offset, message, "pci.device.virtio-structure-pci-capabilities.1")
 
 
@@ -118,11 +123,19 @@ _MINIMUM: Final = {
 }
 
 
-def _declared_length(here: bytes, default: int = 0) -> int:
-    """A vendor specific capability says its own length; the others have none."""
-    if len(here) > 2 and here[0] == CapabilityId.VENDOR_SPECIFIC:
-        return here[2]
-    return default or len(here)
+# Virtio's capabilities tell how much of themselves there is, but this much is read of any: id, next, cap_len.
+_SELF_SIZED: Final = {record.name for record in virtio_caps.VIRTIO_CAPS.values()}
+_ALWAYS_READ: Final = capabilities.pci_vendor_specific.size
+
+
+def _declared_length(here: bytes, is_extended: bool) -> int:
+    """The length that a vendor specific capability of either kind says it has; the others say nothing, 0."""
+    if not is_extended:
+        return here[2] if here[0] == CapabilityId.VENDOR_SPECIFIC and len(here) > 2 else 0
+    header = extended.pci_vsec.decode_available(here)
+    if header["header"].cap_id != ExtendedId.VENDOR_SPECIFIC or "vsec_header" not in header:
+        return 0
+    return int(header["vsec_header"].vsec_length)
 
 
 def tidy(fields: Mapping[str, Any]) -> dict[str, Any]:
