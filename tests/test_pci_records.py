@@ -210,6 +210,14 @@ def test_even_powers_of_two_are_allowed_multipliers(multiplier: int) -> None:
     assert virtio_pci_notify_cap.violations(good(CfgType.NOTIFY_CFG, notify_off_multiplier=multiplier)) == []
 
 
+@given(index=st.integers(1, 0xFFFF), over=st.booleans())
+@pytest.mark.clause(f"{LAYOUT}.17")
+def test_the_last_admin_queue_may_be_the_last_of_16_bits(index: int, over: bool) -> None:
+    count = min(0x10000 - index + over, 0xFFFF)
+    raw = virtio_pci_common_cfg.encode(admin_queue_index=index, admin_queue_num=count)
+    assert len(virtio_pci_common_cfg.violations(virtio_pci_common_cfg.decode(raw))) == (index + count > 0x10000)
+
+
 @given(index=st.integers(0, 0xFFFF), count=st.integers(0, 0xFFFF), queues=st.integers(0, 0xFFFF))
 @pytest.mark.clause(f"{LAYOUT}.16")
 @pytest.mark.clause(f"{LAYOUT}.17")

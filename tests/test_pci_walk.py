@@ -224,6 +224,17 @@ def test_bars_never_overlap(words: list[int]) -> None:
     assert all(bar.address < 1 << bar.width for bar in bars)
 
 
+def test_bars_of_every_kind() -> None:
+    bars = decode_bars([0xC045, 0xFE00000C, 0x12, 0xFE100008, 0, 0xFE200004])
+    shown = [(b.index, b.address, b.width, b.io, b.prefetchable) for b in bars]
+    assert shown == [
+        (0, 0xC044, 32, True, False),  # bit 2 of an I/O address is no width
+        (1, 0x12_FE000000, 64, False, True),
+        (3, 0xFE100000, 32, False, True),
+        (5, 0xFE200000, 32, False, False),  # no word is left for its upper half
+    ]
+
+
 def virtio(*kinds: CfgType, device: int = 0x1041, **header: Any) -> Function:
     config = space(first=0x40 if kinds else 0, vendor_id=0x1AF4, device_id=device, **header)
     offset = 0x40
