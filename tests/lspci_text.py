@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from attrs import Factory, define
+
+from tests.peers.require import require
 
 DUMPS = sorted((Path(__file__).parent / "data" / "pci").glob("*/*.lspci"))
 CAPABILITY = re.compile(r"\tCapabilities: \[(\w+)(?: v(\d+))?\] (.*)")
@@ -93,11 +92,8 @@ def hex_dump(config: bytes, address: str = "00:00.0") -> str:
 
 def run_lspci(*arguments: str) -> str:
     """lspci's text; without lspci the test is skipped, under CI it fails."""
-    program = shutil.which("lspci", path=os.pathsep.join([os.defpath, "/usr/sbin", "/sbin"]))
-    if program is None:
-        message = "no lspci here; on Debian: apt-get install pciutils"
-        pytest.fail(message, pytrace=False) if os.environ.get("CI") else pytest.skip(message)
+    (program,) = require("lspci")
     done = subprocess.run(
-        [str(program), "-nn", *arguments], capture_output=True, text=True, timeout=60, check=True, errors="replace"
+        [program, "-nn", *arguments], capture_output=True, text=True, timeout=60, check=True, errors="replace"
     )
     return done.stdout
