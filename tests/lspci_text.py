@@ -11,7 +11,9 @@ from attrs import Factory, define
 
 from tests.peers.require import require
 
-DUMPS = sorted((Path(__file__).parent / "data" / "pci").glob("*/*.lspci"))
+DATA = Path(__file__).parent / "data" / "pci"
+RANDOM = DATA / "random"
+DUMPS = [path for path in sorted(DATA.glob("*/*.lspci")) if path.parent != RANDOM]
 CAPABILITY = re.compile(r"\tCapabilities: \[(\w+)(?: v(\d+))?\] (.*)")
 
 
