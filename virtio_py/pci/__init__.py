@@ -1,1 +1,1 @@
-"""PCI configuration space: layouts and decoding. Knows no virtio device."""
+"""PCI configuration space: layouts and decoding, the virtio capabilities among them. Knows no virtio device type."""
