@@ -180,6 +180,8 @@ def _store_packed_descriptor(
     _store16(at + _PACKED_FLAGS, flags)
 
 
+_LINE_PAIR = 128
+
 COMPILED_TWINS: dict[str, Callable[..., Any]] = {
     "load_acquire": _array_load("acquire"),
     "load_once": _array_load("monotonic"),
@@ -238,7 +240,11 @@ class CompiledEngine(Engine):
 
     def words(self, count: int) -> Words:
         """`count` private signed 64-bit words, zero."""
-        array: Any = numpy.zeros(count, numpy.int64)
+        # On cache lines of their own, and pairs of them, since processors fetch pairs: the two halves of a queue are
+        # busy on two cores, and must not share a line that only one of them means to use.
+        spare: Any = numpy.zeros(count + 2 * _LINE_PAIR // 8, numpy.int64)
+        skip = -spare.__array_interface__["data"][0] % _LINE_PAIR // 8
+        array: Any = spare[skip : skip + count]
         words: Words = array
         return words
 

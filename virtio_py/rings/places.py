@@ -21,6 +21,8 @@ from virtio_py.spec import (
     bit,
 )
 
+CACHE_LINE: Final = 64
+
 
 class Placed(Protocol):
     """Whoever knows a queue's size and the guest addresses of its areas."""
@@ -115,7 +117,8 @@ class Areas:
 
 def allocate_areas(arena: Arena, layout: str, size: int, indirect: int) -> Areas:
     """Allocates a queue of `size` descriptors, each with an indirect table of `indirect` entries; all zeroed."""
-    parts = [arena.allocate(part.size, part.align) for part in LAYOUTS[layout].parts(size)]
+    # Each part begins a cache line: what one side writes often must not lie beside what the other does.
+    parts = [arena.allocate(part.size, max(part.align, CACHE_LINE)) for part in LAYOUTS[layout].parts(size)]
     tables = arena.allocate(virtq_desc.size * size * indirect, virtq_desc.size) if indirect else None
     return Areas(parts[0], parts[1], parts[2], tables)
 
