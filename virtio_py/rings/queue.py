@@ -288,9 +288,8 @@ class DriverQueue(Half):
         """Makes buffers available, all published at once; returns how many there was room for."""
         tokens = []
         for n, (readable, writable, token) in enumerate(requests):
-            if n >= self.size:
+            if n >= self.size or not self._describe(n, readable, writable):
                 break
-            self._describe(n, readable, writable)
             tokens.append(token)
         added = int(self._add(self._ring, self._state, self._shadow, self._memory, self._batch, len(tokens)))
         for n in range(added):
@@ -299,12 +298,15 @@ class DriverQueue(Half):
             self._publish(self._ring, self._state)
         return added
 
-    def _describe(self, n: int, readable: Sequence[Extent], writable: Sequence[Extent]) -> None:
+    def _describe(self, n: int, readable: Sequence[Extent], writable: Sequence[Extent]) -> bool:
+        """Puts a buffer into the batch; False if the batch has no room for its segments (the first always fits)."""
         batch = self._batch
         first = batch.end[n - 1] if n else 0
         count = len(readable) + len(writable)
-        if not 0 < count <= self.size or first + count > len(batch.address):
+        if not 0 < count <= self.size:
             raise UsageError(f"a buffer of {count} descriptors does not fit queue {self.index} of {self.size}")
+        if first + count > len(batch.address):
+            return False
         batch.first[n], batch.middle[n], batch.end[n] = first, first + len(readable), first + count
         for segment, (address, length) in enumerate((*readable, *writable), start=first):
             batch.address[segment], batch.size[segment] = address, length
@@ -312,6 +314,7 @@ class DriverQueue(Half):
         batch.writable[n] = sum(length for _, length in writable)
         if batch.readable[n] + batch.writable[n] > k.MAX_CHAIN_BYTES:
             raise UsageError("a buffer of more than 2^32 bytes")
+        return True
 
     def take_used(self, limit: int = MAX_QUEUE_SIZE) -> list[tuple[Any, int]]:
         """The buffers the device has used: (token, used length in bytes) each, in the order it used them."""
