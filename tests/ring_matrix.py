@@ -16,7 +16,7 @@ from virtio_py.rings.layouts import pvirtq_desc, virtq_avail, virtq_used
 from virtio_py.rings.queue import DeviceQueue, DriverQueue, QueueConfig, QueueState
 from virtio_py.spec import Feature, PackedDescFlag, mask
 
-LAYOUTS: Final = ("split",)
+LAYOUTS: Final = ("split", "packed")
 ENGINES: Final = ("reference", "compiled")
 
 

@@ -16,11 +16,13 @@ from attrs import define, field
 class Direction:
     """What one side has shown the other, and the other's wish to hear of it. Counts are from the beginning of time.
 
-    event: the number it waits for, None for every one; decided: the count when a notification was last decided.
+    event: the number it waits for, None for every one; decided: the count when a notification was last decided;
+    lap: after so many a position comes again, and an event older than that may be taken for a new one.
     """
 
     event_idx: bool
     split: bool
+    lap: int
     shown: int = 0
     decided: int = 0
     seen: int = 0
@@ -31,12 +33,14 @@ class Direction:
         if self.split and self.event_idx:
             self.event = 0
 
-    def due(self) -> bool:
-        """Whether a notification is due now for what was shown since the last decision."""
+    def due(self) -> bool | None:
+        """Whether a notification is due now for what was shown since the last decision; None: it is all the same."""
         old, self.decided = self.decided, self.shown
         if old == self.shown or not (self.wanted or (self.split and self.event_idx)):
             return False
-        return self.event is None or old <= self.event < self.shown
+        if self.event is None or old <= self.event < self.shown:
+            return True
+        return None if self.event <= self.shown - self.lap else False
 
     def wish(self, wanted: bool) -> None:
         """The other side asks for a notification of what it has not seen yet, or for none."""
@@ -63,8 +67,9 @@ class RingModel:
     to_driver: Direction = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.to_device = Direction(self.event_idx, self.split)
-        self.to_driver = Direction(self.event_idx, self.split)
+        lap = 1 << 16 if self.split else self.size
+        self.to_device = Direction(self.event_idx, self.split, lap)
+        self.to_driver = Direction(self.event_idx, self.split, lap)
 
     @property
     def free(self) -> int:

@@ -117,7 +117,7 @@ class RingMachine(RuleBasedStateMachine):
     @rule()
     def kick(self) -> None:
         wanted = self.pair.driver.needs_notification()
-        assert wanted == self.model.to_device.due()
+        assert self.model.to_device.due() in (wanted, None)
         self.device_sleeps &= not wanted
         self.kicked = True
 
@@ -144,8 +144,9 @@ class RingMachine(RuleBasedStateMachine):
         before = self.pair.notified
         self.pair.device.complete([self.chains.pop(request) for request in chosen])
         self.model.complete(chosen)
-        assert self.pair.notified - before == self.model.to_driver.due()
-        self.driver_sleeps &= self.pair.notified == before
+        notified = self.pair.notified > before
+        assert self.model.to_driver.due() in (notified, None)
+        self.driver_sleeps &= not notified
 
     def _answer(self, request: Request, data: st.DataObject) -> None:
         writer = self.chains[request].writable
@@ -234,6 +235,9 @@ class RingMachine(RuleBasedStateMachine):
 @pytest.mark.clause("split.driver.available-buffer-notification-suppression.6")
 @pytest.mark.clause("split.driver.available-buffer-notification-suppression.7")
 @pytest.mark.clause("split.device.descriptor-table.1")
+@pytest.mark.clause("packed.device.descriptor-table.1")
+@pytest.mark.clause("packed.device.virtqueues.1")
+@pytest.mark.clause("packed.driver.scatter-gather-support.5")
 @every_case
 def test_queue_is_the_model(case: Case) -> None:
     run_state_machine_as_test(
