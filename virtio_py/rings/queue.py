@@ -135,6 +135,10 @@ class DeviceQueue(Half):
         self._notifications = self._kernel("device_notifications")
 
     def _set_state(self, state: QueueState) -> None:
+        # The kernels index with these, unchecked; a carrier may have them from the other side (SET_VRING_BASE).
+        end = self.size if self.layout == "packed" else 1 << 16
+        if not (0 <= state.next_available < end and 0 <= state.next_used < end):
+            raise RingError(f"positions {state.next_available} and {state.next_used} are not in it", queue=self.index)
         self._state[k.NEXT_AVAILABLE] = state.next_available
         self._state[k.NEXT_USED] = state.next_used
         self._state[k.AVAILABLE_WRAP] = state.available_wrap
