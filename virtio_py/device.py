@@ -161,8 +161,12 @@ class DeviceEnd:
     def _start(self) -> None:
         self.device.activate(self, self.features)
         # Buffers may have been made available before DRIVER_OK, when no notification was allowed.
-        for index in list(self._queues):
-            self.available_buffer(index)
+        for index, queue in list(self._queues.items()):
+            # Nobody delivers this call again, and notifications are off until a queue is found empty. A queue holds
+            # at most its size of buffers, and each call serves some.
+            for _ in range(queue.size + 1):
+                if not self.available_buffer(index):
+                    break
 
     def reset(self) -> None:
         """Back to the state after power-on (2.4). No notification leaves from here on until DRIVER_OK."""

@@ -141,11 +141,13 @@ class Arena:
 
     def allocate(self, size: int, align: int = 16) -> Buffer:
         """A zeroed buffer of `size` bytes at a multiple of `align`, a power of two."""
+        # An address names one buffer, also one of no bytes: it keeps one for itself.
+        taken = max(size, 1)
         for i, (start, room) in enumerate(self._holes):
             address = -(-start // align) * align
-            if address + size <= start + room:
-                self._holes[i : i + 1] = _around(start, room, address, size)
-                self._taken[address] = size
+            if address + taken <= start + room:
+                self._holes[i : i + 1] = _around(start, room, address, taken)
+                self._taken[address] = taken
                 view = self.memory.view(address, size)
                 view[:] = bytes(size)
                 return Buffer(address, view)

@@ -157,8 +157,11 @@ class Record:
         """The offset in bytes of the field at a dotted path, from the start of this record."""
         name, _, rest = path.partition(".")
         found = self.field(name)
-        inner = found.nested.offset(rest) if rest and found.nested else 0
-        return self.field(path).offset if not rest else found.offset + inner
+        if not rest:
+            return found.offset
+        if found.nested is None:
+            raise LayoutError(f"{self.name}.{name} has no fields of its own")
+        return found.offset + found.nested.offset(rest)
 
     def end(self, path: str) -> int:
         """The offset in bytes of the first byte behind the field at a dotted path."""
@@ -242,6 +245,8 @@ class RecordFamily:
 
 def _items(values: Any) -> Iterator[tuple[str, Any]]:
     mapping = values._asdict() if hasattr(values, "_asdict") else values
+    if not isinstance(mapping, Mapping):
+        raise LayoutError(f"fields are wanted, not {values!r:.60}")
     return iter(mapping.items())
 
 
@@ -317,8 +322,10 @@ def _bytes(name: str, offset: int, part: Any) -> Field:
     size: int = part.sizeof()
 
     def encode(value: Any) -> bytes:
+        if isinstance(value, int):
+            raise TypeError(f"{size} bytes are wanted, not a number")
         data = bytes.fromhex(value) if isinstance(value, str) else bytes(value)
-        if isinstance(value, int) or len(data) != size:
+        if len(data) != size:
             raise ValueError(f"{size} bytes are wanted")
         return data
 

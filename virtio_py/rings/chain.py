@@ -104,8 +104,10 @@ class Writer(Stream):
 
     def split_tail(self, count: int) -> Writer:
         """The last `count` bytes as a stream of their own: a status that stands behind data of any length."""
-        self._tail = Writer(self._cut_tail(count))
-        return self._tail
+        tail = Writer(self._cut_tail(count))
+        # What was cut off earlier stands behind what is cut off now.
+        tail._tail, self._tail = self._tail, tail
+        return tail
 
     @property
     def used_length(self) -> int:

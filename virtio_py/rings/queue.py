@@ -138,6 +138,10 @@ class DeviceQueue(Half):
         self._notifications = self._kernel("device_notifications")
 
     def _set_state(self, state: QueueState) -> None:
+        # The kernels index with these, unchecked; a carrier may have them from the other side (SET_VRING_BASE).
+        end = self.size if self.layout == "packed" else 1 << 16
+        if not (0 <= state.next_available < end and 0 <= state.next_used < end):
+            raise RingError(f"positions {state.next_available} and {state.next_used} are not in it", queue=self.index)
         self._state[k.NEXT_AVAILABLE] = state.next_available
         self._state[k.NEXT_USED] = state.next_used
         self._state[k.AVAILABLE_WRAP] = state.available_wrap
@@ -295,9 +299,8 @@ class DriverQueue(Half):
         """Makes buffers available, all published at once; returns how many there was room for."""
         tokens = []
         for n, (readable, writable, token) in enumerate(requests):
-            if n >= self.size:
+            if n >= self.size or not self._describe(n, readable, writable):
                 break
-            self._describe(n, readable, writable)
             tokens.append(token)
         added = int(self._add(self._ring, self._state, self._shadow, self._memory, self._batch, len(tokens)))
         for n in range(added):
@@ -306,21 +309,25 @@ class DriverQueue(Half):
             self._publish(self._ring, self._state)
         return added
 
-    def _describe(self, n: int, readable: Sequence[Extent], writable: Sequence[Extent]) -> None:
+    def _describe(self, n: int, readable: Sequence[Extent], writable: Sequence[Extent]) -> bool:
+        """Puts a buffer into the batch; False if the batch has no room for its segments (the first always fits)."""
         buffers, segments = self._batch
         first = buffers[(n - 1) * k.BUFFER + k.LAST] if n else 0
-        count = len(readable) + len(writable)
-        if not 0 < count <= self.size or (first + count) * k.SEGMENT > len(segments):
-            raise UsageError(f"a buffer of {count} descriptors does not fit queue {self.index} of {self.size}")
-        if sum(length for _, length in (*readable, *writable)) > k.MAX_CHAIN_BYTES:
+        extents = (*readable, *writable)
+        if not 0 < len(extents) <= self.size:
+            raise UsageError(f"a buffer of {len(extents)} descriptors does not fit queue {self.index} of {self.size}")
+        if sum(length for _, length in extents) > k.MAX_CHAIN_BYTES:
             raise UsageError("a buffer of more than 2^32 bytes")
+        if (first + len(extents)) * k.SEGMENT > len(segments):
+            return False
         at = n * k.BUFFER
         buffers[at + k.FIRST], buffers[at + k.MIDDLE] = first, first + len(readable)
-        buffers[at + k.LAST] = first + count
+        buffers[at + k.LAST] = first + len(extents)
         buffers[at + k.WRITABLE] = sum(length for _, length in writable)
-        for segment, (address, length) in enumerate((*readable, *writable), start=first):
+        for segment, (address, length) in enumerate(extents, start=first):
             segments[segment * k.SEGMENT + k.ADDRESS] = address
             segments[segment * k.SEGMENT + k.SIZE] = length
+        return True
 
     def take_used(self, limit: int = MAX_QUEUE_SIZE) -> list[tuple[Any, int]]:
         """The buffers the device has used: (token, used length in bytes) each, in the order it used them."""
