@@ -40,20 +40,26 @@ def draw(picture: RingPicture, rows: int = ROWS) -> str:
 def head(picture: RingPicture) -> list[str]:
     """What this is, who looks, and how much is going on."""
     eyes = {"driver": "seen by its driver", "device": "seen by its device", "memory": "from memory alone"}
-    lines = [f"{picture.layout} virtqueue of {picture.size}, {eyes[picture.seen_by]}: {amount(picture)}"]
+    title = f"{picture.layout} virtqueue of {picture.size}, {eyes[picture.seen_by]}: {amount(picture)}"
+    lines = wrap(title, WIDTH, subsequent_indent="  ")
     if not picture.exact:
         lines.append("  (the bytes leave a choice: which buffers are outstanding is the likeliest reading)")
     for wish in picture.suppression:
         asked = {"driver": "the driver asks the device", "device": "the device asks the driver"}[wish.side]
-        lines.append(f"  {asked}: {wish.meaning}")
+        lines += folded(f"{asked}: {wish.meaning}")
     return lines
+
+
+def folded(text: str) -> list[str]:
+    """An indented text in lines that are not too long; the ids of clauses stay whole."""
+    return wrap(text, WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
 
 
 def amount(picture: RingPicture) -> str:
     """How many buffers are outstanding, and how many slots are the device's."""
     owned = sum(row.owner == "device" for row in picture.descriptors)
-    count = "an unknown number of" if picture.outstanding is None else str(picture.outstanding)
-    return f"{count} buffers outstanding, {owned} of {picture.size} descriptors with the device"
+    count = "unknown" if picture.outstanding is None else str(picture.outstanding)
+    return f"{count} outstanding, {owned} of {picture.size} descriptors with the device"
 
 
 # Boxes --------------------------------------------------------------------------------------------------------------
@@ -253,4 +259,6 @@ def problems(picture: RingPicture) -> Iterator[str]:
     for found in picture.problems:
         text = f"{found.where}: {found.message}" if found.where else found.message
         clause = f" [{found.clause}]" if found.clause else ""
-        yield from wrap(f"✗ {text}{clause}", WIDTH, initial_indent="  ", subsequent_indent="      ")
+        yield from wrap(
+            f"✗ {text}{clause}", WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
+        )

@@ -5,10 +5,10 @@ Everything here is a copy. A picture stays true to the moment at which it was ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
 
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
 from virtio_py.rings.faults import FAULTS
 
@@ -31,6 +31,17 @@ def problem(code: int, layout: str, where: str, *, id: int = 0, at: int = 0) -> 
     return Problem(found.split if layout == "split" else found.packed, where, found.message.format(id=id, at=at))
 
 
+OWNERS: Final = {
+    "free": "driver",
+    "used": "driver",
+    "available": "device",
+    "taken": "device",
+    "device": "device",
+    "unknown": "unknown",
+}
+"""Who may touch a descriptor in each state."""
+
+
 @frozen
 class Descriptor:
     """One descriptor, of the ring or of an indirect table.
@@ -50,6 +61,11 @@ class Descriptor:
     state: str = "free"
     chain: int | None = None
     indirect: tuple[Descriptor, ...] = ()
+
+    def belonging(self, state: str, chain: int | None = None, table: Iterable[Descriptor] = ()) -> Descriptor:
+        """This descriptor in this state, as a part of a chain; so are the entries of its table."""
+        entries = tuple(entry.belonging(state, chain) for entry in table)
+        return evolve(self, state=state, owner=OWNERS[state], chain=chain, indirect=entries)
 
 
 @frozen

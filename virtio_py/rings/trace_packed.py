@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any, Final
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from virtio_py.rings.kernels import common as k
 from virtio_py.rings.layouts import pvirtq_desc, pvirtq_event_suppress
 from virtio_py.rings.picture import Chain, Descriptor, Mark, RingPicture, Suppression
 from virtio_py.rings.queue import Held
-from virtio_py.rings.trace_walk import OWNERS, Source, Survey, Walk, flag_names
+from virtio_py.rings.trace_walk import Source, Survey, Walk, flag_names
 from virtio_py.spec import Feature, PackedDescFlag, RingEventFlag
 
 Slots = dict[int, str]
@@ -261,15 +261,20 @@ def doubtful(ring: PackedRing, laps: list[int], start: int) -> int:
     """How many slots from `start` on may or may not belong to the buffer used last: a used descriptor does not say.
 
     If they do, its list ends with its id, and can be seen: none is in doubt if no list does. Else it may be that list,
-    the rest of which follows the used descriptor, or the id may be in use once more.
+    the rest of which follows the used descriptor, or the id may be in use once more. In order, a used descriptor may
+    stand for all buffers up to the one with its id.
     """
-    last = ring.rows[laps[start - 1]].link
-    longest, at = 0, start
+    last = ring.rows[laps[start - 1]]
+    if not any((last.addr, last.len, last.link, last.flags)):
+        return 0  # Never written: the device has used nothing yet.
+    in_order = ring.source.has(Feature.IN_ORDER) is not False
+    doubt, at = 0, start
     for run in ring.cut(laps[start:]):
-        if ring.rows[run[-1]].link == last:
-            longest = max(longest, len(run) if at == start else len(run) - 1)
+        if ring.rows[run[-1]].link == last.link:
+            whole = at + len(run) - start
+            doubt = max(doubt, whole if in_order or at == start else len(run) - 1)
         at += len(run)
-    return longest
+    return doubt
 
 
 def judge_ids(ring: PackedRing, lists: list[list[int]]) -> None:
@@ -289,7 +294,7 @@ VIEWS: Final = {"driver": seen_by_driver, "device": seen_by_device, "memory": se
 def draw_chains(ring: PackedRing, found: Found) -> Iterator[Chain]:
     """All chains, numbered from 1; each slot learns its state and its chain."""
     for slot, state in found.slots.items():
-        ring.rows[slot] = evolve(ring.rows[slot], state=state, owner=OWNERS[state])
+        ring.rows[slot] = ring.rows[slot].belonging(state)
     number = 0
     for number, (ident, state) in enumerate(found.hidden, start=1):
         yield Chain(number, ident, state, (), 0, ring.source.held[ident].writable)
@@ -298,7 +303,7 @@ def draw_chains(ring: PackedRing, found: Found) -> Iterator[Chain]:
         follow(walk, ring, run)
         yield walk.chain(later, state)
         for slot in run:
-            ring.rows[slot] = evolve(ring.rows[slot], chain=later, indirect=walk.tables.get(slot, ()))
+            ring.rows[slot] = ring.rows[slot].belonging(state, later, walk.tables.get(slot, ()))
 
 
 def follow(walk: Walk, ring: PackedRing, run: list[int]) -> None:

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from attrs import define, evolve
+from attrs import define
 
 from virtio_py.rings.kernels import common as k
 from virtio_py.rings.layouts import virtq_avail, virtq_desc, virtq_used
 from virtio_py.rings.picture import Chain, Descriptor, Entry, Mark, RingPicture, Suppression
-from virtio_py.rings.trace_walk import OWNERS, Source, Survey, Walk, flag_names
+from virtio_py.rings.trace_walk import Source, Survey, Walk, flag_names
 from virtio_py.spec import AvailFlag, Feature, UsedFlag, VirtqDescFlag
 
 INDEX = 0xFFFF
@@ -189,7 +189,8 @@ def seen_in_memory(ring: SplitRing) -> tuple[Buffers, bool]:
     if ring.source.has(Feature.IN_ORDER):
         return dict.fromkeys(ring.heads(ring.used.idx, count, Counter()), "device"), True
     # A buffer available since the used index was reached is used, if at all, inside what the used ring still holds.
-    good = set(ring.heads(ring.used.idx, count, Counter(element.id for element in ring.used.ring)))
+    elements = ring.used.ring[: ring.used.idx] if is_young(ring) else ring.used.ring
+    good = set(ring.heads(ring.used.idx, count, Counter(element.id for element in elements)))
     newest, exact = most_likely(ring, count)
     start = ring.avail.idx - count
     return {head: "device" for position, head in newest if head in good or position < start}, exact
@@ -246,8 +247,7 @@ def follow_all(ring: SplitRing, buffers: Buffers) -> tuple[list[Chain], list[Des
         for index in walk.index:
             if rows[index].chain is not None:
                 ring.survey.say("", f"descriptor {index}", f"chains {rows[index].chain} and {number} share it")
-            table = walk.tables.get(index, ())
-            rows[index] = evolve(rows[index], owner=OWNERS[state], state=state, chain=number, indirect=table)
+            rows[index] = rows[index].belonging(state, number, walk.tables.get(index, ()))
     return chains, rows
 
 

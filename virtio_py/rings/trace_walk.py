@@ -145,17 +145,6 @@ class Walk:
         return Chain(number, self.id, state, tuple(self.index), self.readable, self.writable)
 
 
-OWNERS: Final = {
-    "free": "driver",
-    "used": "driver",
-    "available": "device",
-    "taken": "device",
-    "device": "device",
-    "unknown": "unknown",
-}
-"""Who may touch a descriptor in each state."""
-
-
 def flag_names(kind: type[IntFlag], flags: int) -> tuple[str, ...]:
     """The names of the bits set in `flags`, bits without a name as a number."""
     names = tuple(flag.name for flag in kind if flags & flag and flag.name)
