@@ -86,6 +86,13 @@ class Pair:
         for token, _ in self.driver.take_used(limit):
             self.used.remove(token)
 
+    def burst(self, count: int, used: int) -> None:
+        """Some buffers go to the device, and some come back, all at once."""
+        for _ in range(count):
+            self.add(1, 1)
+        self.take(self.size)
+        self.complete(0, used)
+
     def notifications(self, which: int, enabled: bool) -> None:
         """One side changes its mind about notifications."""
         half = self.driver if which else self.device
@@ -108,6 +115,7 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("take"), SMALL),
     st.tuples(st.just("complete"), SMALL, st.integers(0, 3)),
     st.tuples(st.just("take_used"), SMALL),
+    st.tuples(st.just("burst"), st.integers(2, 4), SMALL),
     st.tuples(st.just("notifications"), st.integers(0, 1), st.booleans()),
 )
 
@@ -121,7 +129,7 @@ def states(picture: RingPicture, *wanted: str) -> int:
     return sum(row.state in wanted for row in picture.descriptors)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(FEATURES, st.sampled_from([4, 8]), st.lists(OPERATIONS, max_size=60))
 def test_live_pictures_are_what_went_on(features: int, size: int, operations: list[tuple[Any, ...]]) -> None:
     pair = Pair(features, size)
@@ -146,7 +154,7 @@ def test_live_pictures_are_what_went_on(features: int, size: int, operations: li
         assert states(seen_by_device, "taken") == pair.owned(taken)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(FEATURES, st.sampled_from([4, 8]), st.lists(OPERATIONS, max_size=60), st.booleans())
 def test_bytes_alone_tell_nothing_false(
     features: int, size: int, operations: list[tuple[Any, ...]], told: bool
@@ -232,7 +240,7 @@ def shape(message: str) -> str:
     return re.sub(r"\d+", "N", message)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(
     st.sampled_from(["split", "packed"]),
     st.sampled_from([1, 2, 4, 16]),

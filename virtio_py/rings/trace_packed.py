@@ -190,11 +190,11 @@ def seen_by_device(ring: PackedRing) -> Found:
     slots: Slots = dict.fromkeys(ring.span(state.next_used, ring.size - room), "taken")
     lists: list[tuple[list[int], str]] = []
     ids = set(held)
-    while ring.is_available(slot, wrap) and (run := available_list(ring, slot, wrap)):
+    whole = True
+    while whole and room and ring.is_available(slot, wrap):
+        run, whole = available_list(ring, slot, wrap)
         ident = ring.rows[run[-1]].link
-        code = k.BAD_HEAD if ident >= ring.size else k.HEAD_IN_FLIGHT if ident in ids else 0
-        code = code or (k.BAD_INDEX if len(run) > room else 0)
-        if code:
+        if code := refusal(ring, ident, ids, len(run), room) if whole else 0:
             ring.survey.report(code, f"descriptor {slot}", id=ident, at=run[-1])
         if len(run) > room:
             break
@@ -204,23 +204,30 @@ def seen_by_device(ring: PackedRing) -> Found:
         slots |= dict.fromkeys(run, "available")
         wrap ^= slot + len(run) >= ring.size
         slot = (slot + len(run)) % ring.size
-        if not room:
-            break
     return Found(slots, lists, [(ident, "taken") for ident in held], private_marks(ring))
 
 
-def available_list(ring: PackedRing, start: int, wrap: int) -> list[int]:
-    """The slots of the list at `start`, which is available; none, and a report, if it is not wholly so."""
+def refusal(ring: PackedRing, ident: int, ids: set[int], slots: int, room: int) -> int:
+    """Why a device cannot take a list with this id, as a kernel's code; 0 if it can."""
+    if ident >= ring.size:
+        return k.BAD_HEAD
+    if ident in ids:
+        return k.HEAD_IN_FLIGHT
+    return k.BAD_INDEX if slots > room else 0
+
+
+def available_list(ring: PackedRing, start: int, wrap: int) -> tuple[list[int], bool]:
+    """The slots of the list at `start`, which is available, and whether all of it is; if not, that is reported."""
     run: list[int] = []
     for slot in ring.span(start, ring.size):
         if not ring.is_available(slot, wrap ^ (slot < start)):
             ring.survey.report(k.NOT_AVAILABLE, f"descriptor {start}", at=slot)
-            return []
+            return run, False
         run.append(slot)
         if not ring.rows[slot].flags & PackedDescFlag.NEXT:
-            return run
+            return run, True
     ring.survey.report(k.TOO_LONG, f"descriptor {start}", id=ring.rows[start].link)
-    return []
+    return run, False
 
 
 # As the bytes suggest -----------------------------------------------------------------------------------------------
