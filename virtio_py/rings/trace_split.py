@@ -203,11 +203,15 @@ def is_young(ring: SplitRing) -> bool:
     return used <= idx < ring.size and not any(beyond)
 
 
-def all_history(ring: SplitRing) -> dict[int, int]:
-    """The outstanding heads of a young ring, each with its last position: each use has taken one away."""
-    back = Counter(element.id for element in ring.used.ring[: ring.used.idx])
-    times = Counter(ring.avail.ring[: ring.avail.idx])
-    return {head: p for p, head in enumerate(ring.avail.ring[: ring.avail.idx]) if times[head] > back[head]}
+def all_history(ring: SplitRing) -> list[tuple[int, int]] | None:
+    """The outstanding heads of a young ring with their positions: each use has taken one away. None if that does not
+    add up, as when one used element stands for several buffers."""
+    heads = ring.avail.ring[: ring.avail.idx]
+    times, back = Counter(heads), Counter(element.id for element in ring.used.ring[: ring.used.idx])
+    if not is_young(ring) or any(not 0 <= times[head] - back[head] <= 1 for head in times | back):
+        return None
+    newest = {head: p for p, head in enumerate(heads)}
+    return sorted((p, head) for head, p in newest.items() if times[head] > back[head])
 
 
 def most_likely(ring: SplitRing, count: int) -> tuple[list[tuple[int, int]], bool]:
@@ -217,8 +221,8 @@ def most_likely(ring: SplitRing, count: int) -> tuple[list[tuple[int, int]], boo
     So a head last used at u >= a is back, one with u <= a - size is not; between them the newest are taken, which is
     right for every device that uses buffers in order. Old buffers may have left the available ring altogether.
     """
-    if is_young(ring):
-        return sorted((p, head) for head, p in all_history(ring).items() if head < ring.size), True
+    if (known := all_history(ring)) is not None:
+        return [(p, head) for p, head in known if head < ring.size], True
     size, idx = ring.size, ring.avail.idx
     available = {ring.head(p): p for p in range(idx - size, idx) if ring.head(p) < size}
     first_used = idx - count - size
