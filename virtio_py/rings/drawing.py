@@ -33,7 +33,7 @@ class Column(NamedTuple):
 def draw(picture: RingPicture, rows: int = ROWS) -> str:
     """The drawing, lines without an end at the last; `rows` is the most that each table shows."""
     sections = [head(picture), SECTIONS[picture.layout](picture, rows), list(buffers(picture, rows))]
-    sections += [list(problems(picture))]
+    sections += [list(problems(picture, rows))]
     return "\n\n".join("\n".join(section) for section in sections if section)
 
 
@@ -106,11 +106,8 @@ def beside(left: Sequence[str], right: Sequence[str], gap: int) -> list[str]:
 
 def pick(interesting: Sequence[bool], most: int) -> list[int | range]:
     """The rows to draw, in order: those of interest, and each run of others as a range, one alone as itself."""
-    chosen = {i for i, wanted in enumerate(interesting) if wanted}
-    if len(interesting) <= most:
-        chosen = set(range(len(interesting)))
-    while len(chosen) > most:
-        chosen.remove(max(chosen))
+    everything = len(interesting) <= most
+    chosen = set([i for i, wanted in enumerate(interesting) if wanted or everything][:most])
     picked: list[int | range] = []
     for drawn, group in groupby(range(len(interesting)), key=chosen.__contains__):
         run = list(group)
@@ -253,12 +250,14 @@ STATES: Final = {
 """What the state of a chain means."""
 
 
-def problems(picture: RingPicture) -> Iterator[str]:
+def problems(picture: RingPicture, most: int) -> Iterator[str]:
     """What is wrong, where, and by which clause."""
     yield " problems" if picture.problems else " no problems found"
-    for found in picture.problems:
+    for found in picture.problems[:most]:
         text = f"{found.where}: {found.message}" if found.where else found.message
         clause = f" [{found.clause}]" if found.clause else ""
         yield from wrap(
             f"✗ {text}{clause}", WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
         )
+    if len(picture.problems) > most:
+        yield f"  … {len(picture.problems) - most} more"

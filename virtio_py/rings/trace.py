@@ -57,24 +57,28 @@ def picture_of_bytes(
     if known. Buffers outside the memory given are no problem: it may be a part of the guest's. Raises MemoryFault for
     areas outside it, UsageError for a size or layout that cannot be.
     """
-    if layout not in LAYOUTS:
-        raise UsageError(f"no ring layout is named {layout!r}, only {' and '.join(LAYOUTS)}")
-    if not 0 < size <= MAX_QUEUE_SIZE or (layout == "split" and size & (size - 1)):
-        raise UsageError(f"{size} is not the size of a {layout} virtqueue")
     areas = default_areas(layout, size, descriptor_at, driver_at, device_at)
     given = memory if isinstance(memory, GuestMemory) else as_memory(memory)
     return PICTURES[layout](Source(layout, size, given, areas, features, complete=False))
 
 
-def as_memory(data: bytes | bytearray) -> GuestMemory:
-    """Bytes as guest memory from address 0 on: a copy."""
-    return GuestMemory([Region(0, memoryview(bytearray(data)))] if data else [])
+def as_memory(data: bytes | bytearray, start: int = 0) -> GuestMemory:
+    """Bytes as guest memory from address `start` on: a bytearray itself, a copy of anything else."""
+    view = memoryview(data if isinstance(data, bytearray) else bytearray(data))
+    return GuestMemory([Region(start, view)] if data else [])
 
 
 def default_areas(
     layout: str, size: int, descriptor_at: int, driver_at: int | None, device_at: int | None
 ) -> tuple[int, int, int]:
-    """The three addresses; those not given lie behind the area before, at the next aligned address."""
+    """The three addresses; those not given lie behind the area before, at the next aligned address.
+
+    Raises UsageError for a size or layout that cannot be.
+    """
+    if layout not in LAYOUTS:
+        raise UsageError(f"no ring layout is named {layout!r}, only {' and '.join(LAYOUTS)}")
+    if not 0 < size <= MAX_QUEUE_SIZE or (layout == "split" and size & (size - 1)):
+        raise UsageError(f"{size} is not the size of a {layout} virtqueue")
     table, driver, device = LAYOUTS[layout].parts(size)
     driver_at = _aligned(descriptor_at + table.size, driver.align) if driver_at is None else driver_at
     device_at = _aligned(driver_at + driver.size, device.align) if device_at is None else device_at

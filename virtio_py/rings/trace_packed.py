@@ -79,6 +79,11 @@ class PackedRing:
         """Whether a slot says used to a side whose wrap counter is `wrap`."""
         return self.bits(slot) == (bool(wrap), bool(wrap))
 
+    def is_blank(self, slot: int) -> bool:
+        """Whether a slot was never written, as far as zeros can tell."""
+        row = self.rows[slot]
+        return not any((row.addr, row.len, row.link, row.flags))
+
     def cut(self, slots: Sequence[int]) -> Iterator[list[int]]:
         """The lists in a run of slots: each ends with the first descriptor that has no NEXT, or with the run."""
         run: list[int] = []
@@ -258,7 +263,7 @@ def seen_in_memory(ring: PackedRing) -> Found:
     if not doubt:
         used_wrap = wrap if start == ring.size or laps[start] < turn else not wrap
         marks.append(Mark("descriptors", "next used", laps[start % ring.size], wrap=int(used_wrap)))
-    back = {ring.rows[laps[at]].link for at in written}
+    back = {ring.rows[laps[at]].link for at in written if not ring.is_blank(laps[at])}
     exact = not doubt and not any(ring.rows[run[-1]].link in back for run in lists)
     judge_ids(ring, lists)
     return Found(slots, [(run, "device") for run in lists], [], marks, exact)
@@ -272,8 +277,8 @@ def doubtful(ring: PackedRing, laps: list[int], start: int) -> int:
     stand for all buffers up to the one with its id.
     """
     last = ring.rows[laps[start - 1]]
-    if not any((last.addr, last.len, last.link, last.flags)):
-        return 0  # Never written: the device has used nothing yet.
+    if ring.is_blank(last.index):
+        return 0  # The device has used nothing yet.
     in_order = ring.source.has(Feature.IN_ORDER) is not False
     doubt, at = 0, start
     for run in ring.cut(laps[start:]):
