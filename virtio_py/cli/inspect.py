@@ -1,4 +1,7 @@
-"""`virtio-py inspect`: decode PCI configuration space from files, sysfs or this machine, as text or JSON."""
+"""`virtio-py inspect`: decode PCI configuration space from files, sysfs or this machine, as text or JSON.
+
+With --ring it draws a virtqueue from a memory dump instead (`inspect_ring`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from virtio_py.cli import inspect_ring
 from virtio_py.cli.inspect_text import function_lines
 from virtio_py.errors import MessageError
 from virtio_py.pci.dump import looks_like_text, parse_dump
@@ -25,8 +29,9 @@ def add_parser(subparsers: Any) -> None:
     """Adds the command to argparse's `subparsers`."""
     parser = subparsers.add_parser(
         "inspect",
-        help="decode PCI configuration space",
-        description="Decode PCI configuration space, virtio's capabilities and all others, as lspci -vvv does.",
+        help="decode PCI configuration space, or draw a virtqueue from a memory dump",
+        description="Decode PCI configuration space, virtio's capabilities and all others, as lspci -vvv does; or, "
+        "with --ring, draw a virtqueue that lies in a memory dump.",
     )
     parser.add_argument(
         "paths",
@@ -36,11 +41,15 @@ def add_parser(subparsers: Any) -> None:
         "prints it; default: every virtio function of this machine",
     )
     parser.add_argument("--json", action="store_true", help="a list of functions, numbers as numbers")
+    inspect_ring.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints every function named by the arguments; raises VirtioError or OSError for a path that cannot be decoded."""
+    if args.ring is not None:
+        return inspect_ring.run(args)
+    inspect_ring.refuse_arguments(args)
     functions = [f for path in args.paths for f in read_functions(Path(path))]
     if not args.paths:
         functions = list(virtio_functions())

@@ -87,6 +87,13 @@ def make_batch(engine: Engine, size: int) -> Batch:
     return Batch(engine.words(k.BUFFER * size), engine.words(k.SEGMENT * max(2 * size, MAX_CHAIN + 1)))
 
 
+class Held(NamedTuple):
+    """A buffer that one half keeps track of: ring slots it takes (1 for each in a split device), writable bytes."""
+
+    slots: int
+    writable: int
+
+
 class Half:
     """What both halves of a queue have: an engine, private state, and room for a batch."""
 
@@ -100,6 +107,23 @@ class Half:
         self._state = engine.words(k.STATE_WORDS)
         self._shadow = engine.words(k.SHADOW * size)
         self._batch = make_batch(engine, size)
+
+    @property
+    def state(self) -> QueueState:
+        """Where this half stands."""
+        words = (k.NEXT_AVAILABLE, k.NEXT_USED, k.AVAILABLE_WRAP, k.USED_WRAP)
+        return QueueState(*(int(self._state[word]) for word in words))
+
+    @property
+    def held(self) -> dict[int, Held]:
+        """The buffers that a driver has outstanding, or a device has taken and not used, by their ids.
+
+        A driver's with VIRTIO_F_IN_ORDER, where ids go round, begin with the oldest.
+        """
+        oldest = int(self._state[k.OLDEST])
+        ids = (i % self.size for i in range(oldest, oldest + self.size))
+        rows = ((i, self._shadow[i * k.SHADOW : (i + 1) * k.SHADOW]) for i in ids)
+        return {i: Held(int(row[k.SLOTS]), int(row[k.LIMIT])) for i, row in rows if row[k.SLOTS]}
 
     def _kernel(self, name: str) -> Callable[..., Any]:
         return self.engine.kernels[f"{self.layout}_{name}"]
@@ -148,10 +172,14 @@ class DeviceQueue(Half):
         self._state[k.USED_WRAP] = state.used_wrap
 
     @property
-    def state(self) -> QueueState:
-        """Where the queue stands."""
-        words = (k.NEXT_AVAILABLE, k.NEXT_USED, k.AVAILABLE_WRAP, k.USED_WRAP)
-        return QueueState(*(int(self._state[word]) for word in words))
+    def memory(self) -> GuestMemory:
+        """The memory that holds the queue."""
+        return self._bound.guest
+
+    @property
+    def areas(self) -> tuple[int, int, int]:
+        """Guest addresses of the descriptor, driver and device areas."""
+        return self._config.descriptor_area, self._config.driver_area, self._config.device_area
 
     def bind(self, memory: GuestMemory) -> Binding:
         """The queue's areas in another memory, without using it yet. Raises MemoryFault, RingError."""
@@ -256,6 +284,16 @@ class DriverQueue(Half):
         self._take_used = self._kernel("take_used")
         self._due = self._kernel("available_notification_due")
         self._notifications = self._kernel("driver_notifications")
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The memory that holds the queue."""
+        return self._arena.memory
+
+    @property
+    def areas(self) -> tuple[int, int, int]:
+        """Guest addresses of the descriptor, driver and device areas."""
+        return self.descriptor_area, self.driver_area, self.device_area
 
     @property
     def descriptor_area(self) -> int:
