@@ -94,7 +94,7 @@ def packed_event_due(event: int, event_idx: int, size: int, position: int, wrap:
     mode = event >> EVENT_FLAGS & EVENT_FLAGS_MASK
     if mode == DISABLE:
         return False
-    if mode != DESC or not event_idx or since >= size:
+    if mode != DESC or not event_idx or since > size:
         return True
     off = event & EVENT_OFF
     # An event with the other wrap counter lies in the lap before ours.
