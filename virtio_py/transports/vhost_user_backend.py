@@ -80,9 +80,7 @@ class Backend:
             return message.reply(value or b"")
         return message.reply(ACKNOWLEDGED) if _acknowledges(message, shape) else None
 
-    def _handle(
-        self, message: Message, request: FrontendRequest | None, shape: Shape, fds: list[int]
-    ) -> bytes | None:
+    def _handle(self, message: Message, request: FrontendRequest | None, shape: Shape, fds: list[int]) -> bytes | None:
         if request is None:
             raise MessageError(f"request {message.request} is not known")
         handler = HANDLERS.get(request)

@@ -149,7 +149,6 @@ class Client(Shell):
         self._unwatch(fd)
         return False
 
-
     # Messages
 
     def _receive(self) -> None:
@@ -164,9 +163,9 @@ class Client(Shell):
 
     def _receive_part(self) -> bytes:
         space = socket.CMSG_SPACE(MAX_FDS * 4)
-        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+        wanted = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
         try:
-            data, ancillary, flags, _ = self._connection.recvmsg(self._assembler.wanted, space, flags)
+            data, ancillary, flags, _ = self._connection.recvmsg(self._assembler.wanted, space, wanted)
         except BlockingIOError:
             return b""
         except OSError as error:

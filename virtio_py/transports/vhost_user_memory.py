@@ -6,6 +6,7 @@ A table is immutable: a change makes a new one, and whoever fails half-way still
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Final, Protocol
 
 from attrs import field, frozen
@@ -103,6 +104,6 @@ def check_spans(spans: Sequence[tuple[int, int, int]]) -> None:
 
 
 def _check_apart(space: str, ranges: Sequence[tuple[int, int]]) -> None:
-    for (low, size), (high, _) in zip(ranges, ranges[1:], strict=False):
+    for (low, size), (high, _) in pairwise(ranges):
         if low + size > high:
             raise MessageError(f"regions overlap at {space} address {high:#x}")

@@ -214,9 +214,7 @@ VhostUserMemory = RecordFamily(
     cite="Multiple memory regions description",
 )
 
-VhostUserLog = Record(
-    "VhostUserLog", Struct("mmap_size" / Int64un, "mmap_offset" / Int64un), cite="Log description"
-)
+VhostUserLog = Record("VhostUserLog", Struct("mmap_size" / Int64un, "mmap_offset" / Int64un), cite="Log description")
 
 vhost_iotlb_msg = Record(
     "vhost_iotlb_msg",

@@ -1,8 +1,8 @@
 """A vhost-user back-end as a server: one front-end at a time, and the next when it has gone (Linux only).
 
-    server = Server(BlkDevice(medium), log=print)
-    with listening("/run/blk.sock") as listener:
-        server.serve(listener)                until `server.stop()`, from a signal handler or another thread
+server = Server(BlkDevice(medium), log=print)
+with listening("/run/blk.sock") as listener:
+    server.serve(listener)                until `server.stop()`, from a signal handler or another thread
 """
 
 from __future__ import annotations

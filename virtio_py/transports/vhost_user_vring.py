@@ -33,7 +33,8 @@ class Vring:
     addresses: the vhost_vring_addr, user addresses; kick, call, err: descriptors, or None;
     enabled: SET_VRING_ENABLE; started: a kick may come, or has come (by descriptor, by polling, in band);
     polled: the front-end will not kick; active: the device serves it;
-    suspended: it was active and only SET_VRING_ENABLE stopped it; left: where the device left it when it was stopped last, as a base, or None.
+    suspended: it was active and only SET_VRING_ENABLE stopped it;
+    left: where the device left it when it was stopped last, as a base, or None.
     """
 
     index: int
