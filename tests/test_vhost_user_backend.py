@@ -282,11 +282,11 @@ def test_a_ring_that_is_not_kicked_is_polled() -> None:
     front.share()
     queue = front.queue(0, BASIC)
     front.describe(queue)
-    assert not front.backend.polling
+    before = front.backend.polling
     front.number(R.SET_VRING_KICK, 0 | INVALID_FD)
     front.number(R.SET_VRING_CALL, 0 | INVALID_FD)
     front.state(R.SET_VRING_ENABLE, 0, 1)
-    assert front.backend.polling
+    assert (before, front.backend.polling) == (False, True)
     queue.add([], [front.arena.allocate(4).extent])
     front.serve()
     front.backend.poll()

@@ -1,4 +1,4 @@
-"""A vhost-user front-end in a test's hands, without sockets: messages go in, answers come out, a shell keeps the books."""
+"""A vhost-user front-end in a test's hands, without sockets: messages go in, answers come out, a shell keeps books."""
 
 from __future__ import annotations
 
