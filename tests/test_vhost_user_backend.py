@@ -472,6 +472,22 @@ def test_a_legacy_driver_is_refused_when_its_ring_starts() -> None:
     front.refused(R.SET_VRING_KICK, m.u64.encode(u64=0), fds=1)
 
 
+def test_a_first_set_of_features_that_cannot_be_served_is_forgotten() -> None:
+    front = FrontEnd()
+    uml_boot(front)
+    front.number(R.SET_FEATURES, 0)
+    [queue] = uml_probe(front, BASIC, (0,))
+    assert front.echo(queue, b"hello") == b"hello"
+
+
+def test_configuration_is_read_with_the_features_that_were_given() -> None:
+    front = FrontEnd()
+    uml_boot(front)
+    front.number(R.SET_FEATURES, BASIC)
+    assert front.backend.session.end.features == bit(Feature.VERSION_1)
+    assert front.get(R.GET_STATUS) == 0xB
+
+
 @pytest.mark.parametrize(
     ("offset", "size", "sent"), [(0, 257, 257), (256, 1, 1), (0xFFFFFFFF, 8, 8), (0, 8, 7), (0, 0xFFFFFFFF, 0)]
 )

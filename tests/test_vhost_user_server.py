@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from attrs import define
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.vhost_user_frontend import SIZE, Echo, R, addresses, memory_table, region
 from tests.vhost_user_socket import FEATURES, MEMORY, Client, await_, connected, eventfds, readable, receive
@@ -54,7 +56,7 @@ class Running:
         before = -1
         while before != open_fds():
             before = open_fds()
-            time.sleep(0.05)
+            time.sleep(0.02)
         return before
 
     def await_line(self, text: str) -> None:
@@ -319,3 +321,13 @@ def test_descriptors_that_cannot_be_served() -> None:
         inherited(fd)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams, pytest.raises(UsageError, match="UNIX stream"):
         inherited(datagrams.fileno())
+
+
+@given(data=st.binary(max_size=64), count=st.integers(0, 9))
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_any_bytes_leave_the_server_as_it_was(running: Running, data: bytes, count: int) -> None:
+    idle = running.idle_fds()
+    with connected(running.path) as client, eventfds(count) as fds:
+        socket.send_fds(client.connection, [data or b"\x01"], fds)
+    running.await_line("")
+    await_(lambda: open_fds() == idle, "descriptors are closed")

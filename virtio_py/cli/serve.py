@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
@@ -23,6 +22,8 @@ from virtio_py.cli.main import main
 from virtio_py.errors import UsageError
 
 if TYPE_CHECKING:
+    import socket
+
     from virtio_py.device import Device
 
 
@@ -43,6 +44,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--fd", type=int, metavar="FDNUM", help="use the socket open as FDNUM, listening or connected")
     parser.add_argument("--print-capabilities", action="store_true", help="print capabilities as JSON and exit")
     parser.add_argument("--engine", choices=("reference", "compiled"), default="reference", help="what runs the rings")
+    parser.add_argument("--packed", action="store_true", help="offer packed virtqueues")
     parser.add_argument(
         "--inband-notifications", action="store_true", help="offer to replace event descriptors by messages"
     )
@@ -78,13 +80,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _serve(device: Device, args: argparse.Namespace) -> None:
     from virtio_py.rings.engine import engine_named
-    from virtio_py.spec import bit
+    from virtio_py.spec import Feature
+    from virtio_py.status import RING_FEATURES
     from virtio_py.transports.vhost_user_messages import ProtocolFeature
     from virtio_py.transports.vhost_user_server import Server
     from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES
 
-    inband = bit(ProtocolFeature.INBAND_NOTIFICATIONS) if args.inband_notifications else 0
-    server = Server(device, engine=engine_named(args.engine), log=_log, protocol_features=PROTOCOL_FEATURES | inband)
+    server = Server(
+        device,
+        engine=engine_named(args.engine),
+        log=_log,
+        protocol_features=PROTOCOL_FEATURES | args.inband_notifications << ProtocolFeature.INBAND_NOTIFICATIONS,
+        ring_features=RING_FEATURES | args.packed << Feature.RING_PACKED,
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     with closing(server), _socket(args) as sock:

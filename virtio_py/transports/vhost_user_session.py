@@ -120,6 +120,9 @@ class Session:
         if changed or self.end.fault is not None or self._switched_off():
             self.restart()
         self.features = features
+        if self._anew and not self.has(ProtocolFeature.STATUS):
+            # If these cannot be served the front-end hears of it when it starts a ring: some send a first, empty set.
+            self._negotiate()
         if not features & bit(F_PROTOCOL_FEATURES):
             for ring in self.rings:
                 self.enable(ring)
@@ -153,16 +156,15 @@ class Session:
             self.end.write_status(status)
 
     def _negotiate(self) -> None:
-        """What the driver must have done before it set up rings (3.1.1), where no status message tells."""
+        """What the driver must have done before it set up rings (3.1.1), where no status message tells: a device that
+        begins anew is reset and given the features, so that its configuration is what the driver is to see."""
         self.end.reset()
         for ring in self.rings:
             ring.active = False
         self.end.write_status(DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER)
         self.end.accept_features(self.features & ~_NOT_VIRTIO)
         self.end.write_status(_NEGOTIATED)
-        if not self.end.read_status() & DeviceStatus.FEATURES_OK:
-            raise NegotiationError(f"features {self.features:#x} cannot be served")
-        self._anew = False
+        self._anew = not self.end.read_status() & DeviceStatus.FEATURES_OK
 
     # Rings
 
@@ -182,6 +184,8 @@ class Session:
         moved = ring.left is not None and ring.left != ring.base and not any(r.active for r in self.rings)
         if self._anew or moved or self.end.fault is not None:
             self._negotiate()
+        if self._anew:
+            raise NegotiationError(f"features {self.features:#x} cannot be served")
         self._activate_ready(ring)
         self.end.write_status(_NEGOTIATED | DeviceStatus.DRIVER_OK)
 
