@@ -11,7 +11,7 @@ from typing import Final
 
 from virtio_py.errors import VirtioError
 
-COMMANDS: Final = ("inspect",)
+COMMANDS: Final = ("inspect", "serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,6 +23,7 @@ toggle() {
 for round in $(seq "${1:-2}"); do
 	modprobe virtio_blk
 	show "$round"
+	echo "$round packed $(cut -c35 /sys/bus/virtio/devices/virtio*/features)"
 	toggle "$round"
 	dd if=/dev/vda of=/dev/null bs=64k count=16 iflag=direct status=none
 	rmmod virtio_blk

@@ -1,0 +1,169 @@
+"""`virtio-py serve`: a device as a vhost-user back-end, by QEMU's conventions for back-end programs.
+
+    virtio-py serve blk --socket-path /run/disk.sock --blk-file disk.img
+    virtio-py serve entropy --fd 3
+
+`--print-capabilities` prints what a management layer may ask for, as JSON. The program does not put itself into the
+background; SIGTERM ends it with status 0, and its socket is removed. The conventions want a program whose options are
+the back-end's alone: `virtio-py-blk` and `virtio-py-rng` are such names of this command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from virtio_py.cli.main import main
+from virtio_py.errors import UsageError
+
+if TYPE_CHECKING:
+    import socket
+
+    from virtio_py.device import Device
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser("serve", help="serve a device to vhost-user front-ends")
+    devices = parser.add_subparsers(dest="device", required=True, metavar="DEVICE", parser_class=type(parser))
+    for name, backend in BACKENDS.items():
+        sub = devices.add_parser(name, help=backend.help)
+        _add_common(sub)
+        backend.add_options(sub)
+        sub.set_defaults(run=run)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--socket-path", metavar="PATH", help="listen on a UNIX socket at PATH")
+    where.add_argument("--fd", type=int, metavar="FDNUM", help="use the socket open as FDNUM, listening or connected")
+    parser.add_argument("--print-capabilities", action="store_true", help="print capabilities as JSON and exit")
+    parser.add_argument("--engine", choices=("reference", "compiled"), default="reference", help="what runs the rings")
+    parser.add_argument("--packed", action="store_true", help="offer packed virtqueues")
+    parser.add_argument(
+        "--inband-notifications", action="store_true", help="offer to replace event descriptors by messages"
+    )
+
+
+def _add_blk(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--blk-file", metavar="PATH", help="the file or block special file behind the disk")
+    parser.add_argument("--read-only", action="store_true", help="let nothing be written")
+    parser.add_argument("--direct", action="store_true", help="go past the page cache (O_DIRECT)")
+    parser.add_argument("--num-queues", type=int, default=1, metavar="N", help="request queues (1)")
+    parser.add_argument("--queue-size", type=int, default=256, metavar="N", help="the largest queue size taken (256)")
+    parser.add_argument(
+        "--serial", default="virtio-py", metavar="TEXT", help="the disk's identification, at most 20 bytes (virtio-py)"
+    )
+
+
+def _add_nothing(parser: argparse.ArgumentParser) -> None:
+    """The device has no options."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until SIGTERM or SIGINT. Raises VirtioError, OSError for a world that is not as it was said to be."""
+    backend = BACKENDS[args.device]
+    if args.print_capabilities:
+        print(json.dumps(backend.capabilities, indent=2))
+        return 0
+    if args.socket_path is None and args.fd is None:
+        raise UsageError("one of --socket-path and --fd is needed")
+    with backend.make(args) as device:
+        _serve(device, args)
+    return 0
+
+
+def _serve(device: Device, args: argparse.Namespace) -> None:
+    from virtio_py.rings.engine import engine_named
+    from virtio_py.spec import Feature
+    from virtio_py.status import RING_FEATURES
+    from virtio_py.transports.vhost_user_messages import ProtocolFeature
+    from virtio_py.transports.vhost_user_server import Server
+    from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES
+
+    server = Server(
+        device,
+        engine=engine_named(args.engine),
+        log=_log,
+        protocol_features=PROTOCOL_FEATURES | args.inband_notifications << ProtocolFeature.INBAND_NOTIFICATIONS,
+        ring_features=RING_FEATURES | args.packed << Feature.RING_PACKED,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.stop())
+    with closing(server), _socket(args) as sock:
+        server.serve(sock)
+
+
+def _socket(args: argparse.Namespace) -> AbstractContextManager[socket.socket]:
+    from virtio_py.transports.vhost_user_server import inherited, listening
+
+    return listening(args.socket_path) if args.fd is None else inherited(args.fd)
+
+
+def _log(line: str) -> None:
+    print(f"virtio-py: {line}", file=sys.stderr, flush=True)
+
+
+def _make_blk(args: argparse.Namespace) -> AbstractContextManager[Device]:
+    from virtio_py.devices.blk.device import BlkDevice
+    from virtio_py.devices.blk.direct import DirectFileMedium
+    from virtio_py.devices.blk.media import FileMedium
+
+    if args.blk_file is None:
+        raise UsageError("--blk-file is needed")
+    medium = (DirectFileMedium if args.direct else FileMedium)(args.blk_file, args.read_only)
+    return _Holding(
+        BlkDevice(medium, serial=args.serial.encode(), num_queues=args.num_queues, queue_size=args.queue_size),
+        medium.close,
+    )
+
+
+def _make_entropy(args: argparse.Namespace) -> AbstractContextManager[Device]:
+    from virtio_py.devices.entropy import EntropyDevice
+
+    return _Holding(EntropyDevice(), lambda: None)
+
+
+class _Holding(AbstractContextManager["Device"]):
+    """A device, and how to let go of what stands behind it."""
+
+    def __init__(self, device: Device, close: Callable[[], None]) -> None:
+        self._device = device
+        self._close = close
+
+    def __enter__(self) -> Device:
+        return self._device
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+
+class Kind(NamedTuple):
+    """A device that can be served."""
+
+    help: str
+    capabilities: Mapping[str, Any]
+    add_options: Callable[[argparse.ArgumentParser], None]
+    make: Callable[[argparse.Namespace], AbstractContextManager[Device]]
+
+
+BACKENDS: Final[dict[str, Kind]] = {
+    "blk": Kind("a disk", {"type": "block", "features": ["read-only", "blk-file"]}, _add_blk, _make_blk),
+    "entropy": Kind("a source of randomness", {"type": "rng", "features": []}, _add_nothing, _make_entropy),
+}
+"""The devices; `capabilities` are in the words of QEMU's vhost-user.json."""
+
+
+def blk(argv: Sequence[str] | None = None) -> int:
+    """`virtio-py-blk`: the back-end program for disks."""
+    return main(["serve", "blk", *(sys.argv[1:] if argv is None else argv)])
+
+
+def rng(argv: Sequence[str] | None = None) -> int:
+    """`virtio-py-rng`: the back-end program for randomness."""
+    return main(["serve", "entropy", *(sys.argv[1:] if argv is None else argv)])

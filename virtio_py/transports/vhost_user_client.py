@@ -1,0 +1,284 @@
+"""The world around one vhost-user session, on Linux: the connection, the mappings, the events of its rings.
+
+Every descriptor here came from the front-end, which keeps the other end and shares its flags. So none is ever set to
+non-blocking, and none is ever waited on: reads and sends are asked not to wait one by one.
+
+A front-end that makes a file shorter after we have mapped it can still kill this process (SIGBUS): nothing but a seal
+on the file could prevent that, and front-ends do not seal.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import socket
+import stat
+from array import array
+from collections.abc import Callable
+from typing import Final
+
+from attrs import define, field
+
+from virtio_py.device import Device
+from virtio_py.errors import Disconnected, MessageError
+from virtio_py.rings.engine import REFERENCE, Engine
+from virtio_py.status import RING_FEATURES
+from virtio_py.transports.vhost_user_backend import Backend
+from virtio_py.transports.vhost_user_messages import MAX_FDS, Assembler
+from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES, Shell
+
+_ONE: Final = (1).to_bytes(8, "little")
+_POLL_INTERVAL: Final = 0.001
+"""How often rings are looked at whose driver does not kick, in seconds."""
+
+
+@define
+class Outbox:
+    """Bytes that wait to be sent on a stream socket. `unique`: what waits already is not queued twice."""
+
+    socket: socket.socket
+    unique: bool = False
+    _waiting: list[bytes] = field(init=False, factory=list)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits."""
+        return not self._waiting
+
+    def push(self, data: bytes) -> None:
+        """Queues and sends what can be sent at once."""
+        # The first one may have left in part.
+        if not (self.unique and data in self._waiting[1:]):
+            self._waiting.append(data)
+        self.flush()
+
+    def flush(self) -> None:
+        """Sends what the socket takes without waiting. Raises Disconnected."""
+        try:
+            while self._waiting:
+                sent = self.socket.send(self._waiting[0], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                self._waiting[0] = self._waiting[0][sent:]
+                if not self._waiting[0]:
+                    self._waiting.pop(0)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise Disconnected(f"the front-end does not listen: {error.strerror}") from error
+
+
+class Client(Shell):
+    """One connection, served until it ends. `wake` is a descriptor whose readability ends it from our side.
+
+    Everything that the front-end sent is closed and unmapped by `end`.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        wake: int,
+        device: Device,
+        log: Callable[[str], None],
+        *,
+        engine: Engine = REFERENCE,
+        protocol_features: int = PROTOCOL_FEATURES,
+        ring_features: int = RING_FEATURES,
+    ) -> None:
+        self._connection = connection
+        self._wake = wake
+        self._say = log
+        self._assembler = Assembler()
+        self._fds: list[int] = []
+        self._replies = Outbox(connection)
+        self._channels: dict[int, Outbox] = {}
+        self._sockets: dict[int, socket.socket] = {}
+        self._kicks: dict[int, int] = {}
+        self._wanted = select.EPOLLIN
+        self._epoll = select.epoll()
+        self._epoll.register(connection, self._wanted)
+        self._epoll.register(wake, select.EPOLLIN)
+        self._backend = Backend(
+            device, self, engine=engine, protocol_features=protocol_features, ring_features=ring_features
+        )
+
+    # The loop
+
+    def run(self) -> None:
+        """Serves until woken. Raises Disconnected when the front-end leaves, PeerError for what it did wrong."""
+        more = False
+        while self._turn(more):
+            more = self._backend.serve()
+
+    def _turn(self, more: bool) -> bool:
+        events = dict(self._epoll.poll(0 if more else _POLL_INTERVAL if self._backend.polling else None))
+        if self._wake in events:
+            return False
+        self._backend.poll()
+        # Messages last: they close descriptors, whose numbers may come back as something else.
+        message = events.pop(self._connection.fileno(), 0)
+        for fd in events:
+            self._event(fd)
+        if message & select.EPOLLOUT:
+            self._replies.flush()
+        if message & ~select.EPOLLOUT and self._replies.empty:
+            self._receive()
+        # While an answer waits to be taken no further question is read: a peer that never reads cannot fill us.
+        wanted = select.EPOLLIN if self._replies.empty else select.EPOLLOUT
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._epoll.modify(self._connection, wanted)
+        return True
+
+    def _event(self, fd: int) -> None:
+        if fd in self._channels:
+            self._channels[fd].flush()
+            if self._channels[fd].empty:
+                self._epoll.unregister(fd)
+        elif fd in self._kicks and self._consume(fd):
+            self._backend.kicked(self._kicks[fd])
+
+    def _consume(self, fd: int) -> bool:
+        """Takes an event without ever waiting for one; False if there is none. One that is dead is watched no more."""
+        try:
+            if os.preadv(fd, [bytearray(8)], -1, os.RWF_NOWAIT):
+                return True
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self.log(f"ring {self._kicks[fd]}: the kick descriptor cannot be read: {error.strerror}")
+        self._unwatch(fd)
+        return False
+
+    # Messages
+
+    def _receive(self) -> None:
+        data = self._receive_part()
+        message = self._assembler.feed(data)
+        if message is None:
+            return
+        fds, self._fds = self._fds, []
+        reply = self._backend.receive(message, fds)
+        if reply is not None:
+            self._replies.push(reply)
+
+    def _receive_part(self) -> bytes:
+        space = socket.CMSG_SPACE(MAX_FDS * 4)
+        wanted = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+        try:
+            data, ancillary, flags, _ = self._connection.recvmsg(self._assembler.wanted, space, wanted)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            raise Disconnected(f"the connection is lost: {error.strerror}") from error
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                self._fds += array("i", content[: len(content) // 4 * 4])
+        if flags & socket.MSG_CTRUNC or len(self._fds) > MAX_FDS:
+            raise MessageError(f"more than {MAX_FDS} descriptors come with one message")
+        if not data:
+            raise Disconnected("the front-end has left" + ("" if self._assembler.idle else " within a message"))
+        return data
+
+    def end(self) -> None:
+        """Lets go of everything that the front-end gave us, and of the connection."""
+        self._backend.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+        self._epoll.close()
+        self._connection.close()
+
+    # Shell
+
+    def map(self, fd: int, size: int, offset: int) -> memoryview:
+        """See Mapper."""
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise MessageError("a region's descriptor is not of a file")
+        if size > status.st_size - offset:
+            raise MessageError(f"a region ends at byte {offset + size} of a file of {status.st_size} bytes")
+        # Huge pages are mapped whole; their size is the file's block size. Elsewhere it does no harm.
+        grain = max(mmap.ALLOCATIONGRANULARITY, status.st_blksize)
+        start = offset // grain * grain
+        end = min(-(-(offset + size) // grain) * grain, status.st_size)
+        try:
+            mapping = mmap.mmap(fd, end - start, offset=start)
+        except (OSError, ValueError) as error:
+            raise MessageError(f"a region cannot be mapped: {error}") from error
+        return memoryview(mapping)[offset - start : offset - start + size]
+
+    def close(self, fd: int) -> None:
+        """See Shell."""
+        channel = self._channels.pop(fd, None)
+        if channel is not None and not channel.empty:
+            self._epoll.unregister(fd)
+        self._unwatch(fd)
+        owner = self._sockets.pop(fd, None)
+        if owner is not None:
+            owner.close()
+        else:
+            os.close(fd)
+
+    def watch(self, index: int, fd: int | None) -> None:
+        """See Shell."""
+        for old in [kick for kick, ring in self._kicks.items() if ring == index]:
+            self._unwatch(old)
+        if fd is None:
+            return
+        self.check_event(fd)
+        try:
+            self._epoll.register(fd, select.EPOLLIN)
+        except OSError as error:
+            raise MessageError(f"a kick descriptor cannot be watched: {error.strerror}") from error
+        self._kicks[fd] = index
+
+    def _unwatch(self, fd: int) -> None:
+        if self._kicks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def check_event(self, fd: int) -> None:
+        """See Shell. User Mode Linux gives sockets for eventfds."""
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISSOCK(mode):
+            self._sockets[fd] = socket.socket(fileno=fd)
+        elif stat.S_IFMT(mode) and not stat.S_ISFIFO(mode):
+            raise MessageError("an event's descriptor is not an eventfd, a pipe or a socket")
+
+    def signal(self, fd: int) -> None:
+        """See Shell. An event that cannot take one more is not lost: it tells of others that nobody has read."""
+        try:
+            if fd in self._sockets:
+                self._sockets[fd].send(_ONE, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            elif _writable(fd):
+                os.write(fd, _ONE)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise MessageError(f"an event cannot be signalled: {error.strerror}") from error
+
+    def check_channel(self, fd: int) -> None:
+        """See Shell."""
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise MessageError("the channel's descriptor is not a socket")
+        self._sockets[fd] = socket.socket(fileno=fd)
+        self._channels[fd] = Outbox(self._sockets[fd], unique=True)
+
+    def send(self, fd: int, message: bytes) -> None:
+        """See Shell."""
+        outbox = self._channels[fd]
+        waited = not outbox.empty
+        outbox.push(message)
+        # Watched only while something waits: that the other end was closed would be reported for ever.
+        if not waited and not outbox.empty:
+            self._epoll.register(fd, select.EPOLLOUT)
+
+    def log(self, line: str) -> None:
+        """See Shell."""
+        self._say(line)
+
+
+def _writable(fd: int) -> bool:
+    # A blocking eventfd whose count is at its end would make a write wait for its reader.
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))

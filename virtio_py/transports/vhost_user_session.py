@@ -1,0 +1,320 @@
+"""What a vhost-user back-end knows of one front-end: its memory, its rings, its features, and the device behind them.
+
+vhost-user has a status message, but few front-ends send it. Without it this adapter, never the device, infers what
+the driver must have done: a ring that is described, started and enabled can only belong to a driver that has set
+DRIVER_OK. And a front-end that begins anew (other features; positions that are not where we stopped; rings switched
+off with no question where they stand) has had its driver reset the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from attrs import define, field
+
+from virtio_py.device import Device, DeviceEnd
+from virtio_py.errors import MessageError, NegotiationError, PeerError
+from virtio_py.memory import GuestMemory
+from virtio_py.rings.engine import REFERENCE, Engine
+from virtio_py.spec import DeviceStatus, Feature, bit, mask
+from virtio_py.status import RING_FEATURES
+from virtio_py.transports.vhost_user_memory import Mapper, MemoryTable
+from virtio_py.transports.vhost_user_messages import (
+    F_LOG_ALL,
+    F_PROTOCOL_FEATURES,
+    BackendRequest,
+    Message,
+    ProtocolFeature,
+    vhost_vring_state,
+)
+from virtio_py.transports.vhost_user_vring import USED_INDEX_OFFSET, Vring, base_of
+
+PROTOCOL_FEATURES: Final = mask(
+    ProtocolFeature.MQ,
+    ProtocolFeature.REPLY_ACK,
+    ProtocolFeature.BACKEND_REQ,
+    ProtocolFeature.CONFIG,
+    ProtocolFeature.RESET_DEVICE,
+    ProtocolFeature.CONFIGURE_MEM_SLOTS,
+    ProtocolFeature.STATUS,
+)
+"""What a back-end offers unless it is told otherwise. INBAND_NOTIFICATIONS is served too, but some front-ends take it
+whenever it is offered, and a message is a slow kick."""
+
+_NOT_VIRTIO: Final = mask(F_LOG_ALL, F_PROTOCOL_FEATURES)
+_NEGOTIATED: Final = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FEATURES_OK
+
+
+class Shell(Mapper, Protocol):
+    """What the protocol needs from the world. None of these may block."""
+
+    def close(self, fd: int) -> None:
+        """Closes a descriptor that came with a message."""
+
+    def watch(self, index: int, fd: int | None) -> None:
+        """From now on, call `kicked(index)` when `fd` becomes readable; None: nothing more is watched for this ring.
+        Raises MessageError for a descriptor that cannot be watched."""
+
+    def check_event(self, fd: int) -> None:
+        """Raises MessageError for a descriptor that `signal` could not be used with."""
+
+    def signal(self, fd: int) -> None:
+        """Adds 1 to an event: a used buffer notification, or an error, of one ring."""
+
+    def check_channel(self, fd: int) -> None:
+        """Raises MessageError for a descriptor that `send` could not be used with."""
+
+    def send(self, fd: int, message: bytes) -> None:
+        """Sends a request of ours. One that waits to be sent already need not be sent twice."""
+
+    def log(self, line: str) -> None:
+        """One line for whoever looks after the back-end."""
+
+
+@define(eq=False)
+class Session:
+    """One front-end's session with a device. It is its end's notifier.
+
+    protocol_offered: mask of ProtocolFeatures; ring_features: mask, as for DeviceEnd; features: what SET_FEATURES
+    gave last; protocol: what SET_PROTOCOL_FEATURES gave; channel: the descriptor for requests of ours, or None.
+    """
+
+    device: Final[Device]
+    shell: Final[Shell]
+    engine: Final[Engine] = REFERENCE
+    protocol_offered: Final[int] = PROTOCOL_FEATURES
+    ring_features: Final[int] = RING_FEATURES
+    end: DeviceEnd = field(init=False)
+    rings: list[Vring] = field(init=False)
+    table: MemoryTable = field(init=False, factory=MemoryTable)
+    features: int = field(init=False, default=0)
+    protocol: int = field(init=False, default=0)
+    channel: int | None = field(init=False, default=None)
+    _due: dict[int, None] = field(init=False, factory=dict)
+    _anew: bool = field(init=False, default=True)
+    _config_news: bool = field(init=False, default=False)
+    _told: PeerError | None = field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self.end = DeviceEnd(self.device, GuestMemory(()), self, self.engine, self.ring_features)
+        self.rings = [Vring(i) for i in range(self.end.num_queues)]
+
+    def has(self, feature: ProtocolFeature) -> bool:
+        """Whether a protocol feature was acknowledged."""
+        return bool(self.protocol >> feature & 1)
+
+    @property
+    def features_offered(self) -> int:
+        """What GET_FEATURES answers: the device's features, and the one that is the protocol's."""
+        return self.end.device_features | bit(F_PROTOCOL_FEATURES)
+
+    # The driver, as far as messages tell
+
+    def set_features(self, features: int) -> None:
+        """SET_FEATURES. Under running rings only what is not virtio's may change; all else is a driver that begins
+        anew. Raises NegotiationError for bits that were not offered."""
+        if extra := features & ~self.features_offered:
+            raise NegotiationError(f"features {extra:#x} were not offered", clause="features.driver.feature-bits.1")
+        changed = (features ^ self.features) & ~_NOT_VIRTIO
+        if changed or self.end.fault is not None or self._switched_off():
+            self.restart()
+        self.features = features
+        if self._anew and not self.has(ProtocolFeature.STATUS):
+            # If these cannot be served the front-end hears of it when it starts a ring: some send a first, empty set.
+            self._negotiate()
+        if not features & bit(F_PROTOCOL_FEATURES):
+            for ring in self.rings:
+                self.enable(ring)
+
+    def _switched_off(self) -> bool:
+        # User Mode Linux, when its driver goes, disables the rings and never asks where they stand.
+        return any(r.suspended for r in self.rings) and not any(r.active for r in self.rings)
+
+    def restart(self) -> None:
+        """The driver has reset the device: all rings are stopped and forgotten, only memory and events stay."""
+        for ring in self.rings:
+            self.halt(ring)
+            ring.forget()
+        self._anew = True
+        if self.end.read_status() & (DeviceStatus.FEATURES_OK | DeviceStatus.DEVICE_NEEDS_RESET):
+            self.end.reset()
+
+    def set_status(self, status: int) -> None:
+        """SET_STATUS. Rings become active with DRIVER_OK, and those already described do so before it."""
+        if status == 0:
+            self.restart()
+            self.end.reset()
+            return
+        had = self.end.read_status()
+        if status & ~had & DeviceStatus.FEATURES_OK:
+            self.end.accept_features(self.features & ~_NOT_VIRTIO)
+        self.end.write_status(status & ~DeviceStatus.DRIVER_OK)
+        if status & ~had & DeviceStatus.DRIVER_OK and self.end.read_status() & DeviceStatus.FEATURES_OK:
+            for ring in self.rings:
+                self._activate_ready(ring)
+            self.end.write_status(status)
+
+    def _negotiate(self) -> None:
+        """What the driver must have done before it set up rings (3.1.1), where no status message tells: a device that
+        begins anew is reset and given the features, so that its configuration is what the driver is to see."""
+        self.end.reset()
+        for ring in self.rings:
+            ring.active = False
+        self.end.write_status(DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER)
+        self.end.accept_features(self.features & ~_NOT_VIRTIO)
+        self.end.write_status(_NEGOTIATED)
+        self._anew = not self.end.read_status() & DeviceStatus.FEATURES_OK
+
+    # Rings
+
+    def enable(self, ring: Vring) -> None:
+        """SET_VRING_ENABLE 1, or what makes it needless."""
+        ring.enabled = True
+        self.settle(ring)
+
+    def settle(self, ring: Vring) -> None:
+        """Puts a ring in service if all is known and said that it takes. Raises PeerError if that cannot be done."""
+        if ring.active or not ring.ready:
+            return
+        if self.has(ProtocolFeature.STATUS):
+            if self.end.read_status() & DeviceStatus.DRIVER_OK:
+                self._activate_ready(ring)
+            return
+        moved = ring.left is not None and ring.left != ring.base and not any(r.active for r in self.rings)
+        if self._anew or moved or self.end.fault is not None:
+            self._negotiate()
+        if self._anew:
+            raise NegotiationError(f"features {self.features:#x} cannot be served")
+        self._activate_ready(ring)
+        self.end.write_status(_NEGOTIATED | DeviceStatus.DRIVER_OK)
+
+    def _activate_ready(self, ring: Vring) -> None:
+        if ring.active or not ring.ready:
+            return
+        config = self.end.queue(ring.index)
+        config.size = ring.size
+        config.descriptor_area = self.table.translate(ring.addresses.desc_user_addr)
+        config.driver_area = self.table.translate(ring.addresses.avail_user_addr)
+        config.device_area = self.table.translate(ring.addresses.used_user_addr)
+        config.state = ring.position(self.end.features, self._used_index(config.device_area))
+        self.end.enable_queue(ring.index)
+        ring.active, ring.suspended = True, False
+        # There may be buffers from before, for which no kick will come.
+        self.due(ring.index)
+        if self._config_news:
+            self.configuration_change()
+
+    def _used_index(self, device_area: int) -> int:
+        if self.end.features & bit(Feature.RING_PACKED):
+            return 0
+        return int.from_bytes(self.table.memory.read(device_area + USED_INDEX_OFFSET, 2), "little")
+
+    def suspend(self, ring: Vring) -> None:
+        """Takes a ring out of service. `base` is where it stands; everything else it needs to go on is kept."""
+        if ring.active:
+            ring.left = ring.base = base_of(self.end.features, self.end.stop_queue(ring.index))
+            ring.active, ring.suspended = False, True
+            self._due.pop(ring.index, None)
+
+    def halt(self, ring: Vring) -> None:
+        """Stops a ring: it takes a new kick (a descriptor, or one in band) to start it."""
+        self.suspend(ring)
+        ring.suspended = ring.started = ring.polled = False
+        self.replace_kick(ring, None)
+
+    def replace_kick(self, ring: Vring, fd: int | None) -> None:
+        """Watches another kick descriptor, or none. Raises MessageError, with the old one gone."""
+        if ring.kick is not None:
+            self.shell.watch(ring.index, None)
+            self.shell.close(ring.kick)
+            ring.kick = None
+        if fd is not None:
+            self.shell.watch(ring.index, fd)
+            ring.kick = fd
+
+    # Work
+
+    def due(self, index: int) -> None:
+        """The ring is to be served."""
+        self._due[index] = None
+
+    def serve(self) -> bool:
+        """Serves every ring that is due, one budget each. True if something is left to do."""
+        turn, self._due = list(self._due), {}
+        for index in turn:
+            if self.rings[index].active and self.end.available_buffer(index):
+                self.due(index)
+        self._tell_fault()
+        return bool(self._due)
+
+    def _tell_fault(self) -> None:
+        fault = self.end.fault
+        if fault is self._told:
+            return
+        self._told = fault
+        if fault is not None:
+            self.shell.log(f"the device needs a reset: {fault}")
+            for ring in self.rings:
+                if fault.queue in (None, ring.index):
+                    self._notify(ring.err, BackendRequest.VRING_ERR, ring.index)
+
+    def replace_table(self, change: Callable[[], MemoryTable]) -> None:
+        """Puts the table that `change` makes in the place of the old one, which stays if anything raises PeerError."""
+        table = change()
+        self.end.replace_memory(table.memory)
+        self.table = table
+
+    def close(self) -> None:
+        """The front-end is gone: resets the device, closes every descriptor, lets go of the memory."""
+        self.restart()
+        self.end.reset()
+        self.end.replace_memory(GuestMemory(()))
+        self.table = MemoryTable()
+        for ring in self.rings:
+            self.replace_event(ring, "call", None)
+            self.replace_event(ring, "err", None)
+        self.replace_channel(None)
+
+    def replace_event(self, ring: Vring, name: str, fd: int | None) -> None:
+        """Another descriptor to signal: name is "call" or "err". Raises MessageError, with the old one kept."""
+        if fd is not None:
+            self.shell.check_event(fd)
+        old: int | None = getattr(ring, name)
+        setattr(ring, name, fd)
+        if old is not None:
+            self.shell.close(old)
+
+    def replace_channel(self, fd: int | None) -> None:
+        """Another channel for our requests. Raises MessageError, with the old one kept."""
+        if fd is not None:
+            self.shell.check_channel(fd)
+        old, self.channel = self.channel, fd
+        if old is not None:
+            self.shell.close(old)
+
+    # Notifier
+
+    def used_buffer(self, queue_index: int) -> None:
+        """By the ring's call descriptor, or in band; a front-end that gave neither polls."""
+        self._notify(self.rings[queue_index].call, BackendRequest.VRING_CALL, queue_index)
+
+    def _notify(self, fd: int | None, request: BackendRequest, index: int) -> None:
+        if fd is not None:
+            self.shell.signal(fd)
+        elif self.channel is not None and self.has(ProtocolFeature.INBAND_NOTIFICATIONS):
+            self.shell.send(self.channel, Message(request, 0, vhost_vring_state.encode(index=index)).encode())
+
+    def configuration_change(self) -> None:
+        """CONFIG_CHANGE_MSG; while all rings are stopped nothing may be sent, so the news waits for the first."""
+        running = any(ring.active for ring in self.rings)
+        self._config_news = not running
+        if running and self.channel is not None and self.has(ProtocolFeature.CONFIG):
+            self.shell.send(self.channel, Message(BackendRequest.CONFIG_CHANGE_MSG).encode())
+
+
+def ring_of(session: Session, index: int) -> Vring:
+    """The ring with this index. Raises MessageError if the device does not have it."""
+    if not 0 <= index < len(session.rings):
+        raise MessageError(f"there is no ring {index}, only {len(session.rings)}")
+    return session.rings[index]
