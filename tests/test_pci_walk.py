@@ -18,7 +18,7 @@ from virtio_py.pci.dump import looks_like_text, parse_dump
 from virtio_py.pci.express import pci_express
 from virtio_py.pci.extended import pci_extended_capability, pci_vsec
 from virtio_py.pci.header import pci_header_type0, pci_header_type1
-from virtio_py.pci.virtio_caps import VIRTIO_CAPS, CfgType
+from virtio_py.pci.virtio_caps import VIRTIO_CAPS, CfgType, virtio_pci_cap
 from virtio_py.pci.walk import Function, walk
 
 DATA = Path(__file__).parent / "data" / "pci"
@@ -92,6 +92,10 @@ def test_every_prefix_of_a_real_space_is_the_whole_one_cut_off(data: st.DataObje
         (full,) = [c for c in whole.capabilities if c.offset == found.offset]
         assert found.id == full.id
         assert full.name.startswith(found.name)
+        if found.record is not full.record:
+            # Cut before the byte that says which of virtio's capabilities it is: vendor specific is all one can say.
+            assert size <= found.offset + virtio_pci_cap.offset("cfg_type")
+            continue
         assert all(full.fields[name] == value for name, value in found.fields.items())
         assert full.raw.startswith(found.raw)
 
