@@ -48,6 +48,19 @@ def spoil(view: memoryview, dice: random.Random, areas: list[tuple[int, int]]) -
     view[slot : slot + len(data)] = data[: len(view) - slot]
 
 
+def aim(view: memoryview, dice: random.Random, slot: int) -> None:
+    """Turns a descriptor that is available already to the end of the memory: address, length and the three flags."""
+    length = dice.choice([1, 2, 16, 32, 48, 160, 0xFFFFFFF0])
+    address = 0x1000 + len(view) - dice.choice([0, 1, 2, 16, 32, length, length - 1])
+    flags = view[slot + virtq_desc.offset("flags")] & ~7 | dice.choice([0, 1, 2, 4, 4, 4])
+    number = dice.choice([SIZE, 0xFFFF, 0x7FFF])
+    data = virtq_desc.encode(addr=address % (1 << 64), len=length, flags=flags, next=number)
+    for name in ("addr", "len", *dice.choice([(), ("next",)])):
+        at, end = virtq_desc.offset(name), virtq_desc.end(name)
+        view[slot + at : slot + end] = data[at:end]
+    view[slot + virtq_desc.offset("flags")] = flags
+
+
 def play(case: Case, seed: int) -> int:
     """One queue under fire until it has been tried enough; how many faults were found."""
     dice = random.Random(seed)
@@ -65,7 +78,11 @@ def play(case: Case, seed: int) -> int:
     rings = [(area - 0x1000, 16 * SIZE) for area in (driver.descriptor_area, driver.driver_area, driver.device_area)]
     faults = 0
     for _ in range(60):
-        spoil(view, dice, [*rings, (0, PAGE - 16), (PAGE - 64, 48)])
+        if dice.random() < 0.5:
+            spoil(view, dice, [*rings, (0, PAGE - 16), (PAGE - 64, 48)])
+        else:
+            for slot in range(SIZE):
+                aim(view, dice, rings[0][0] + slot * virtq_desc.size)
         faults += step(dice, driver, device, [b.extent for b in buffers])
     return faults
 

@@ -23,7 +23,7 @@ from virtio_py.transports.in_process import InProcess
 
 @define(eq=False)
 class Reverser(Device):
-    """Answers each request with its bytes backwards, as far as there is room; keeps every third until told to let go."""
+    """Answers each request with its bytes backwards, as far as there is room; keeps every third one."""
 
     device_id: ClassVar[DeviceId] = DeviceId.ENTROPY
     size: int = 8

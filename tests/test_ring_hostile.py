@@ -178,8 +178,6 @@ def _packed_two(v: Villain, first: int, second: int) -> None:
     v.chain((v.good, 4, 0), at=1, ident=second)
 
 
-S = "split.driver."
-P = "packed.driver."
 ATTACKS: Final = [
     *_range("outside", lambda v: 0x50_0000, 4),
     *_range("below", lambda v: 0, 4),
@@ -196,43 +194,43 @@ ATTACKS: Final = [
         "readable-behind-writable",
         lambda v: v.chain((v.good, 4, WRITE), (v.good, 4, 0)),
         RingError,
-        S + "message-framing.1",
-        P + "scatter-gather-support.3",
+        "split.driver.message-framing.1",
+        "packed.driver.scatter-gather-support.3",
     ),
     Attack(
         "readable-behind-writable-indirect",
         lambda v: v.chain((v.table((v.good, 4, WRITE | (NEXT if v.split else 0), 1), (v.good, 4, 0, 0)), 32, INDIRECT)),
         RingError,
-        S + "message-framing.1",
-        P + "scatter-gather-support.3",
+        "split.driver.message-framing.1",
+        "packed.driver.scatter-gather-support.3",
     ),
     Attack(
         "indirect-not-negotiated",
         lambda v: v.chain((v.table((v.good, 4, 0, 0)), 16, INDIRECT)),
         RingError,
-        S + "indirect-descriptors.1",
-        P + "indirect-descriptors.1",
+        "split.driver.indirect-descriptors.1",
+        "packed.driver.indirect-descriptors.1",
         indirect=False,
     ),
     Attack(
         "indirect-nested",
         lambda v: v.chain((v.table((v.scratch, 16, INDIRECT, 0)), 16, INDIRECT)),
         RingError,
-        S + "indirect-descriptors.2",
+        "split.driver.indirect-descriptors.2",
     ),
     Attack(
         "indirect-and-next",
         lambda v: v.chain((v.table((v.good, 4, 0, 0)), 16, INDIRECT | NEXT), (v.good, 4, 0)),
         RingError,
-        S + "indirect-descriptors.4",
-        P + "indirect-descriptors.4",
+        "split.driver.indirect-descriptors.4",
+        "packed.driver.indirect-descriptors.4",
     ),
     Attack(
         "indirect-behind-next",
         lambda v: v.chain((v.good, 4, 0), (v.table((v.good, 4, 0, 0)), 16, INDIRECT)),
         RingError,
         None,
-        P + "indirect-descriptors.4",
+        "packed.driver.indirect-descriptors.4",
     ),
     *(Attack(f"table-of-{n}-bytes", _table_of(n), RingError, "", "") for n in (0, 1, 8, 17, 0xFFFFFFFF)),
     Attack("table-outside", lambda v: v.chain((0x50_0000, 16, INDIRECT)), MemoryFault, "", ""),
@@ -243,38 +241,46 @@ ATTACKS: Final = [
         "table-longer-than-any-chain",
         _long_table,
         RingError,
-        S + "indirect-descriptors.3",
-        P + "scatter-gather-support.2",
+        "split.driver.indirect-descriptors.3",
+        "packed.driver.scatter-gather-support.2",
     ),
     # Split alone: links and indices
-    Attack("self-loop", _links(0), RingError, S + "descriptor-table.1"),
+    Attack("self-loop", _links(0), RingError, "split.driver.descriptor-table.1"),
     Attack(
         "loop-of-two",
         _links(1, 0),
         RingError,
-        S + "descriptor-table.1",
+        "split.driver.descriptor-table.1",
     ),
     Attack(
         "loop-of-nothing",
         _links(0, length=0),
         RingError,
-        S + "descriptor-table.1",
+        "split.driver.descriptor-table.1",
     ),
     Attack(
         "loop-inside-table",
         lambda v: v.chain((v.table((v.good, 4, NEXT, 1), (v.good, 4, NEXT, 0)), 32, INDIRECT)),
         RingError,
-        S + "descriptor-table.1",
+        "split.driver.descriptor-table.1",
     ),
     *(Attack(f"next-is-{n}", _links(n), RingError, "") for n in (SIZE, 0xFFFF)),
     Attack("next-leaves-the-table", lambda v: v.chain((v.table((v.good, 4, NEXT, 1)), 16, INDIRECT)), RingError, ""),
     *(Attack(f"head-is-{n}", _head(n), RingError, "") for n in (SIZE, 0xFFFF)),
-    Attack("index-jumps", lambda v: v.index(SIZE + 1), RingError, S + "available-ring.1"),
-    Attack("index-goes-back", lambda v: v.index(0xFFFF), RingError, S + "available-ring.1"),
+    Attack("index-jumps", lambda v: v.index(SIZE + 1), RingError, "split.driver.available-ring.1"),
+    Attack("index-goes-back", lambda v: v.index(0xFFFF), RingError, "split.driver.available-ring.1"),
     # Packed alone: ids and availability
     *(Attack(f"id-is-{n}", _ident(n), RingError, None, "") for n in (SIZE, 0xFFFF)),
-    Attack("follower-is-not-available", _packed_follower_missing, RingError, None, P + "scatter-gather-support.6"),
-    Attack("ring-is-one-list-without-end", _packed_ring_of_one_list, RingError, None, P + "scatter-gather-support.6"),
+    Attack(
+        "follower-is-not-available", _packed_follower_missing, RingError, None, "packed.driver.scatter-gather-support.6"
+    ),
+    Attack(
+        "ring-is-one-list-without-end",
+        _packed_ring_of_one_list,
+        RingError,
+        None,
+        "packed.driver.scatter-gather-support.6",
+    ),
 ]
 BEHIND_A_GOOD_ONE: Final = [
     Attack("same-head-in-flight", lambda v: _two_heads(v, 0), RingError, ""),
