@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 from attrs import define, field, frozen
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from virtio_py.memory import Arena, GuestMemory
 from virtio_py.rings.engine import Engine, engine_named
@@ -114,3 +116,10 @@ def _begin_packed(made: Pair, start: int) -> None:
 
 
 _BEGIN: Final[dict[str, Callable[[Pair, int], None]]] = {"split": _begin_split, "packed": _begin_packed}
+
+
+def run_machine(make: Callable[[], RuleBasedStateMachine], examples: int) -> None:
+    """Runs a state machine that takes arguments: hypothesis calls for a class, and does with a factory."""
+    run_state_machine_as_test(
+        cast(Any, make), settings=settings(max_examples=examples, stateful_step_count=30, deadline=None)
+    )

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 from attrs import define, field
-from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.ring_matrix import CASES, Case, Pair, every_case, pair
+from tests.ring_matrix import CASES, Case, Pair, every_case, pair, run_machine
 from tests.ring_model import RingModel
 from virtio_py.errors import UsageError
 from virtio_py.memory import Buffer
@@ -240,9 +239,7 @@ class RingMachine(RuleBasedStateMachine):
 @pytest.mark.clause("packed.driver.scatter-gather-support.5")
 @every_case
 def test_queue_is_the_model(case: Case) -> None:
-    run_state_machine_as_test(
-        lambda: RingMachine(case), settings=settings(max_examples=40, stateful_step_count=30, deadline=None)
-    )
+    run_machine(lambda: RingMachine(case), examples=40)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.engine_name == "compiled" and not c.indirect], ids=str)
@@ -263,7 +260,8 @@ def test_more_segments_than_a_batch_holds(case: Case) -> None:
     """256 buffers of 16 segments each fit the queue, but neither side's batch: both go on where they stopped."""
     made = pair(case, 256, memory=1 << 18)
     buffer = made.arena.allocate(4)
-    added, taken = [], []
+    added: list[int] = []
+    taken: list[Chain] = []
     while len(added) < 256:
         more = made.driver.add_many(([buffer.extent] * 15, [buffer.extent], len(added) + n) for n in range(256))
         assert more > 0

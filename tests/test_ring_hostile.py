@@ -1,0 +1,810 @@
+"""Hostile drivers and hostile devices: each defect that rings have really had, then random bytes."""
+
+from __future__ import annotations
+
+import mmap
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from attrs import define, field, frozen
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.ring_matrix import ENGINES, LAYOUTS, YES_NO, Case, Pair, pair, poke
+from tests.test_in_process import Client, Reverser
+from virtio_py.errors import MemoryFault, PeerError, RingError
+from virtio_py.memory import Buffer, GuestMemory, Region
+from virtio_py.rings.engine import REFERENCE
+from virtio_py.rings.kernels import common as k
+from virtio_py.rings.layouts import pvirtq_desc, virtq_avail, virtq_desc, virtq_used, virtq_used_elem
+from virtio_py.rings.queue import DriverQueue, QueueConfig, QueueState
+from virtio_py.spec import DeviceStatus, PackedDescFlag, VirtqDescFlag
+from virtio_py.transports.in_process import InProcess
+
+SIZE: Final = 8
+NEXT, WRITE, INDIRECT = int(VirtqDescFlag.NEXT), int(VirtqDescFlag.WRITE), int(VirtqDescFlag.INDIRECT)
+AVAIL, USED = int(PackedDescFlag.AVAIL), int(PackedDescFlag.USED)
+# The arena begins at 0x1000. Far above it two regions stand side by side, with holes all around.
+LOW, MIDDLE, HIGH = 0x20_0000, 0x20_1000, 0x20_2000
+
+Descriptor = tuple[int, int, int]
+"""(address, length, flags): NEXT is added to all but the last unless the attack says otherwise."""
+
+
+def with_regions(memory: GuestMemory) -> GuestMemory:
+    """The arena and the two regions behind it."""
+    more = [Region(start, memoryview(bytearray(0x1000))) for start in (LOW, MIDDLE)]
+    return GuestMemory([*memory.regions, *more])
+
+
+@define
+class Villain:
+    """Writes a driver's structures by hand, into the areas of a queue that a real driver set up and left empty."""
+
+    memory: GuestMemory
+    queue: DriverQueue
+    good: int = 0
+    scratch: int = 0
+    published: int = 0
+    mark: int = AVAIL  # what makes a descriptor available in this lap (packed)
+
+    @property
+    def split(self) -> bool:
+        """Whether the queue is split."""
+        return self.queue.layout == "split"
+
+    @property
+    def end(self) -> int:
+        """The address behind the arena: a hole."""
+        return self.memory.regions[0].end
+
+    def put(self, slot: int, address: int, length: int, flags: int, other: int) -> None:
+        """A descriptor, whatever it says. `other` is next (split) or id (packed)."""
+        at = self.queue.descriptor_area + slot * virtq_desc.size
+        record, name = (virtq_desc, "next") if self.split else (pvirtq_desc, "id")
+        self.memory.write(at, record.encode(addr=address, len=length, flags=flags, **{name: other}))
+
+    def head(self, head: int) -> None:
+        """Makes a chain available (split)."""
+        avail = virtq_avail(SIZE)
+        at = self.queue.driver_area + avail.offset("ring") + self.published % SIZE * avail.fields["ring"].size // SIZE
+        self.memory.write(at, head.to_bytes(2, "little"))
+        self.index(self.published + 1)
+
+    def index(self, idx: int) -> None:
+        """Stores the available index (split)."""
+        self.published = idx
+        poke(self.memory, self.queue.driver_area, virtq_avail(SIZE), "idx", idx & 0xFFFF)
+
+    def chain(self, *descriptors: Descriptor, at: int = 0, ident: int = 0) -> None:
+        """A chain in consecutive slots, made available."""
+        last = len(descriptors) - 1
+        for n, (address, length, flags) in enumerate(descriptors):
+            flags |= NEXT if n < last else 0
+            if self.split:
+                self.put(at + n, address, length, flags, at + n + 1 if n < last else 0)
+            else:
+                self.put(at + n, address, length, flags | self.mark, ident)
+        if self.split:
+            self.head(at)
+
+    def table(self, *entries: tuple[int, int, int, int]) -> int:
+        """An indirect table of (address, length, flags, next); where it is."""
+        record = virtq_desc if self.split else pvirtq_desc
+        other = "next" if self.split else "id"
+        data = b"".join(record.encode(addr=a, len=n, flags=f, **{other: x}) for a, n, f, x in entries)
+        self.memory.write(self.scratch, data)
+        return self.scratch
+
+
+@frozen
+class Attack:
+    """What a driver does, and what it must come to: the error and the clause for each layout it applies to."""
+
+    name: str
+    run: Callable[[Villain], None]
+    error: type[PeerError]
+    split: str | None = None
+    packed: str | None = None
+    indirect: bool = True
+
+
+Act = Callable[[Villain], None]
+
+
+def _range(name: str, where: Callable[[Villain], int], length: int) -> list[Attack]:
+    """A bad address range, in each kind of descriptor."""
+
+    def direct(flags: int) -> Act:
+        return lambda v: v.chain((where(v), length, flags))
+
+    def entry(v: Villain) -> None:
+        v.chain((v.table((where(v), length, 0, 0)), 16, INDIRECT))
+
+    acts = {"readable": direct(0), "writable": direct(WRITE), "entry": entry}
+    return [Attack(f"{name}-{kind}", act, MemoryFault, "", "") for kind, act in acts.items()]
+
+
+def _table_of(length: int) -> Act:
+    return lambda v: v.chain((v.scratch, length, INDIRECT))
+
+
+def _links(*following: int, length: int = 4) -> Act:
+    """Descriptors from 0 on that are all linked (split), whereto they should not."""
+
+    def run(v: Villain) -> None:
+        for n, other in enumerate(following):
+            v.put(n, v.good, length, NEXT, other)
+        v.head(0)
+
+    return run
+
+
+def _head(head: int) -> Act:
+    return lambda v: v.head(head)
+
+
+def _ident(ident: int) -> Act:
+    return lambda v: v.chain((v.good, 4, 0), ident=ident)
+
+
+def _two_heads(v: Villain, second: int) -> None:
+    v.chain((v.good, 4, 0))
+    v.head(second)
+
+
+def _long_table(v: Villain) -> None:
+    count = 1025
+    entries = [(v.good, 1, NEXT if v.split and n < count - 1 else 0, n + 1) for n in range(count)]
+    v.chain((v.table(*entries), count * virtq_desc.size, INDIRECT))
+
+
+def _packed_ring_of_one_list(v: Villain) -> None:
+    for slot in range(SIZE):
+        v.put(slot, v.good, 1, NEXT | AVAIL, 0)
+
+
+def _packed_follower_missing(v: Villain) -> None:
+    v.put(0, v.good, 1, NEXT | AVAIL, 0)
+
+
+def _packed_two(v: Villain, first: int, second: int) -> None:
+    v.chain((v.good, 4, 0), at=0, ident=first)
+    v.chain((v.good, 4, 0), at=1, ident=second)
+
+
+ATTACKS: Final = [
+    *_range("outside", lambda v: 0x50_0000, 4),
+    *_range("below", lambda v: 0, 4),
+    *_range("first-byte-outside", lambda v: LOW - 1, 2),
+    *_range("last-byte-outside", lambda v: HIGH - 3, 4),
+    *_range("into-the-hole", lambda v: v.end - 2, 4),
+    *_range("across-the-hole", lambda v: v.end - 2, 0x1F_0000),
+    *_range("wraps-at-64-bits", lambda v: (1 << 64) - 4, 8),
+    *_range("last-address", lambda v: (1 << 64) - 1, 1),
+    *_range("sign-bit", lambda v: 1 << 63, 4),
+    *_range("good-but-for-the-sign", lambda v: (1 << 63) + v.good, 4),
+    *_range("longest", lambda v: v.good, 0xFFFFFFFF),
+    Attack(
+        "readable-behind-writable",
+        lambda v: v.chain((v.good, 4, WRITE), (v.good, 4, 0)),
+        RingError,
+        "split.driver.message-framing.1",
+        "packed.driver.scatter-gather-support.3",
+    ),
+    Attack(
+        "readable-behind-writable-indirect",
+        lambda v: v.chain((v.table((v.good, 4, WRITE | (NEXT if v.split else 0), 1), (v.good, 4, 0, 0)), 32, INDIRECT)),
+        RingError,
+        "split.driver.message-framing.1",
+        "packed.driver.scatter-gather-support.3",
+    ),
+    Attack(
+        "indirect-not-negotiated",
+        lambda v: v.chain((v.table((v.good, 4, 0, 0)), 16, INDIRECT)),
+        RingError,
+        "split.driver.indirect-descriptors.1",
+        "packed.driver.indirect-descriptors.1",
+        indirect=False,
+    ),
+    Attack(
+        "indirect-nested",
+        lambda v: v.chain((v.table((v.scratch, 16, INDIRECT, 0)), 16, INDIRECT)),
+        RingError,
+        "split.driver.indirect-descriptors.2",
+    ),
+    Attack(
+        "indirect-and-next",
+        lambda v: v.chain((v.table((v.good, 4, 0, 0)), 16, INDIRECT | NEXT), (v.good, 4, 0)),
+        RingError,
+        "split.driver.indirect-descriptors.4",
+        "packed.driver.indirect-descriptors.4",
+    ),
+    Attack(
+        "indirect-behind-next",
+        lambda v: v.chain((v.good, 4, 0), (v.table((v.good, 4, 0, 0)), 16, INDIRECT)),
+        RingError,
+        None,
+        "packed.driver.indirect-descriptors.4",
+    ),
+    *(Attack(f"table-of-{n}-bytes", _table_of(n), RingError, "", "") for n in (0, 1, 8, 17, 0xFFFFFFFF)),
+    Attack("table-outside", lambda v: v.chain((0x50_0000, 16, INDIRECT)), MemoryFault, "", ""),
+    Attack("table-ends-outside", lambda v: v.chain((HIGH - 16, 32, INDIRECT)), MemoryFault, "", ""),
+    Attack("table-wraps", lambda v: v.chain(((1 << 64) - 16, 32, INDIRECT)), MemoryFault, "", ""),
+    Attack("table-of-4-gib", lambda v: v.chain((v.scratch, 0xFFFFFFF0, INDIRECT)), MemoryFault, "", ""),
+    Attack(
+        "table-longer-than-any-chain",
+        _long_table,
+        RingError,
+        "split.driver.indirect-descriptors.3",
+        "packed.driver.scatter-gather-support.2",
+    ),
+    # Split alone: links and indices
+    Attack("self-loop", _links(0), RingError, "split.driver.descriptor-table.1"),
+    Attack(
+        "loop-of-two",
+        _links(1, 0),
+        RingError,
+        "split.driver.descriptor-table.1",
+    ),
+    Attack(
+        "loop-of-nothing",
+        _links(0, length=0),
+        RingError,
+        "split.driver.descriptor-table.1",
+    ),
+    Attack(
+        "loop-inside-table",
+        lambda v: v.chain((v.table((v.good, 4, NEXT, 1), (v.good, 4, NEXT, 0)), 32, INDIRECT)),
+        RingError,
+        "split.driver.descriptor-table.1",
+    ),
+    *(Attack(f"next-is-{n}", _links(n), RingError, "") for n in (SIZE, 0xFFFF)),
+    Attack("next-leaves-the-table", lambda v: v.chain((v.table((v.good, 4, NEXT, 1)), 16, INDIRECT)), RingError, ""),
+    *(Attack(f"head-is-{n}", _head(n), RingError, "") for n in (SIZE, 0xFFFF)),
+    Attack("index-jumps", lambda v: v.index(SIZE + 1), RingError, "split.driver.available-ring.1"),
+    Attack("index-goes-back", lambda v: v.index(0xFFFF), RingError, "split.driver.available-ring.1"),
+    # Packed alone: ids and availability
+    *(Attack(f"id-is-{n}", _ident(n), RingError, None, "") for n in (SIZE, 0xFFFF)),
+    Attack(
+        "follower-is-not-available", _packed_follower_missing, RingError, None, "packed.driver.scatter-gather-support.6"
+    ),
+    Attack(
+        "ring-is-one-list-without-end",
+        _packed_ring_of_one_list,
+        RingError,
+        None,
+        "packed.driver.scatter-gather-support.6",
+    ),
+]
+BEHIND_A_GOOD_ONE: Final = [
+    Attack("same-head-in-flight", lambda v: _two_heads(v, 0), RingError, ""),
+    Attack("second-head-out-of-range", lambda v: _two_heads(v, SIZE), RingError, ""),
+    Attack("same-id-in-flight", lambda v: _packed_two(v, 3, 3), RingError, None, ""),
+    Attack("second-id-out-of-range", lambda v: _packed_two(v, 3, SIZE), RingError, None, ""),
+]
+
+
+def _staged(attacks: list[Attack]) -> list[Any]:
+    """Each attack on each layout it applies to and each engine."""
+    found = []
+    for attack, layout, engine in product(attacks, LAYOUTS, ENGINES):
+        clause = getattr(attack, layout)
+        if clause is not None:
+            case = Case(layout, engine, False, False, attack.indirect)
+            marks = [pytest.mark.clause(clause)] if clause else []
+            found.append(pytest.param(case, attack, clause, id=f"{attack.name}-{layout}-{engine}", marks=marks))
+    return found
+
+
+every_attack = pytest.mark.parametrize(("case", "attack", "clause"), _staged(ATTACKS))
+every_late_attack = pytest.mark.parametrize(("case", "attack", "clause"), _staged(BEHIND_A_GOOD_ONE))
+
+
+def stage(case: Case) -> tuple[Pair, Villain]:
+    """A queue whose device sees the regions, and a villain who has its driver's place."""
+    made = pair(case, SIZE, memory=1 << 16)
+    memory = with_regions(made.arena.memory)
+    made.device = made.config.activate(memory, case.features, case.engine, made.notify)
+    return made, Villain(memory, made.driver, made.arena.allocate(64).address, made.arena.allocate(1025 * 16).address)
+
+
+@every_attack
+def test_a_hostile_driver_is_a_typed_error(case: Case, attack: Attack, clause: str) -> None:
+    made, villain = stage(case)
+    attack.run(villain)
+    before = made.arena.memory.read(made.driver.device_area, 4)
+    for _ in range(2):
+        with pytest.raises(PeerError) as caught:
+            made.device.take()
+        assert (type(caught.value), caught.value.clause, caught.value.queue) == (attack.error, clause, 0)
+    assert made.notified == 0
+    assert made.arena.memory.read(made.driver.device_area, 4) == before, "something was used"
+    assert made.device.stop() == QueueState()
+
+
+@every_late_attack
+def test_what_was_good_is_served_first(case: Case, attack: Attack, clause: str) -> None:
+    made, villain = stage(case)
+    attack.run(villain)
+    [chain] = made.device.take()
+    assert chain.readable.remaining == 4
+    with pytest.raises(PeerError) as caught:
+        made.device.take()
+    assert (type(caught.value), caught.value.clause) == (attack.error, clause)
+
+
+@pytest.mark.clause("status.device.device-status-field.2")
+@pytest.mark.clause("status.device.device-status-field.3")
+@pytest.mark.parametrize(("case", "attack", "clause"), _staged([*ATTACKS, *BEHIND_A_GOOD_ONE[1::2]]))
+def test_the_driver_is_told_and_a_reset_recovers(case: Case, attack: Attack, clause: str) -> None:
+    device = Reverser(SIZE)
+    carrier = InProcess(device, engine=case.engine, memory_size=1 << 16, ring_features=case.features)
+    driver = Client(carrier, engine=case.engine, features=case.features).start()
+    carrier.end.replace_memory(with_regions(carrier.arena.memory))
+    scratch = [carrier.arena.allocate(64), carrier.arena.allocate(1025 * 16)]
+    attack.run(Villain(carrier.end.memory, driver.queues[0], *(b.address for b in scratch)))
+    carrier.available_buffer(0, 0)
+    while carrier.step():
+        pass
+    fault = carrier.end.fault
+    assert fault is not None
+    assert (type(fault), fault.clause, fault.queue) == (attack.error, clause, 0)
+    assert carrier.read_status() & DeviceStatus.DEVICE_NEEDS_RESET
+    assert carrier.config_notifications == 1
+    # All queues are out of service, not only the one that was attacked.
+    served = device.served
+    driver.queues[1].add([scratch[0].extent])
+    assert carrier.end.available_buffer(1) is False
+    assert carrier.end.available_buffer(0) is False
+    assert (device.served, carrier.config_notifications) == (served, 1)
+    driver.reset()
+    driver.start()
+    device.served = 0
+    assert driver.transact(driver.queues[0], [b"well"], [4])[0] == [b"llew"]
+
+
+BOTH: Final = [Case(layout, engine, False, False, True) for layout, engine in product(LAYOUTS, ENGINES)]
+every_layout = pytest.mark.parametrize("case", BOTH, ids=str)
+
+
+@pytest.mark.clause("split.driver.descriptor-table.1")
+@every_layout
+def test_a_chain_has_at_most_two_to_the_32_bytes(case: Case) -> None:
+    made, villain = stage(case)
+    giant = Region(1 << 40, memoryview(mmap.mmap(-1, 1 << 30)))  # never touched, so that it costs nothing
+    memory = GuestMemory([*villain.memory.regions, giant])
+    made.device.adopt(made.device.bind(memory))
+    villain.chain(*[(giant.start, 1 << 30, WRITE)] * 4)
+    [chain] = made.device.take()
+    assert chain.writable.remaining == 1 << 32
+    villain.chain(*[(giant.start, 1 << 30, WRITE)] * 3, (giant.start, (1 << 30) - 1, WRITE), at=4, ident=1)
+    assert len(made.device.take()) == 1
+    made, villain = stage(case)
+    made.device.adopt(made.device.bind(memory := GuestMemory([*villain.memory.regions, giant])))
+    villain.chain(*[(giant.start, 1 << 30, WRITE)] * 4, (giant.start, 1, WRITE))
+    with pytest.raises(RingError, match=r"2\^32"):
+        made.device.take()
+    assert memory.regions[-1] is giant
+
+
+@every_layout
+def test_what_is_odd_but_allowed_is_served(case: Case) -> None:
+    """No bytes at no address, a range over two adjacent regions, a WRITE flag on the pointer to a table."""
+    made, villain = stage(case)
+    villain.memory.write(MIDDLE - 3, b"across")
+    villain.chain((0xFFFF_FFFF_FFFF_FFFF, 0, 0), (MIDDLE - 3, 6, 0), (0, 0, WRITE))
+    villain.chain((villain.table((MIDDLE - 3, 6, 0, 0)), 16, INDIRECT | WRITE), at=3, ident=1)
+    villain.chain((HIGH - 1, 1, WRITE), at=4, ident=2)
+    chains = made.device.take()
+    assert [c.readable.read_all() for c in chains] == [b"across", b"across", b""]
+    assert [c.writable.remaining for c in chains] == [0, 0, 1]
+
+
+@pytest.mark.clause("split.device.indirect-descriptors.2")
+@pytest.mark.clause("split.device.indirect-descriptors.1")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_direct_descriptors_before_a_table_are_one_buffer(engine: str) -> None:
+    made, villain = stage(Case("split", engine, False, False, True))
+    villain.memory.write(LOW, b"firstthen")
+    table = villain.table((LOW + 5, 4, NEXT, 2), (0, 0, 0, 0), (LOW, 3, WRITE, 0))
+    villain.chain((LOW, 5, 0), (table, 48, INDIRECT | WRITE))
+    [chain] = made.device.take()
+    assert (chain.readable.read_all(), chain.writable.remaining) == (b"firstthen", 3)
+
+
+# The registers of a queue ------------------------------------------------------------------------------------------
+
+REGISTERS: Final = [
+    ("size", 0, RingError),
+    ("size", 2 * SIZE, RingError),
+    ("size", 1 << 16, RingError),
+    ("size", -1, RingError),
+    ("descriptor_area", 0x1008, RingError),
+    ("driver_area", 0x1001, RingError),
+    ("device_area", 0x1002, RingError),
+    *(
+        (area, at, MemoryFault)
+        for area in ("descriptor_area", "driver_area", "device_area")
+        for at in (0, HIGH, 1 << 63)
+    ),
+    ("descriptor_area", HIGH - 16, MemoryFault),
+    ("state", QueueState(1 << 16, 0), RingError),
+    ("state", QueueState(0, 1 << 32), RingError),
+    ("state", QueueState(-1, 0), RingError),
+]
+
+
+@pytest.mark.clause("split.driver.virtqueues.1")
+@pytest.mark.clause("packed.driver.virtqueues.1")
+@every_layout
+@pytest.mark.parametrize(("register", "value", "error"), REGISTERS, ids=lambda v: str(v))
+def test_bad_registers_activate_nothing(case: Case, register: str, value: Any, error: type[PeerError]) -> None:
+    made, villain = stage(case)
+    setattr(made.config, register, value)
+    with pytest.raises(PeerError) as caught:
+        made.config.activate(villain.memory, case.features, case.engine, made.notify)
+    assert (type(caught.value), caught.value.queue) == (error, 0)
+
+
+@every_layout
+def test_only_a_packed_queue_may_be_no_power_of_two(case: Case) -> None:
+    made, villain = stage(case)
+    made.config.size = 6
+    if case.layout == "packed":
+        made.config.activate(villain.memory, case.features, case.engine, made.notify)
+        made.config.state = QueueState(6, 0)
+        with pytest.raises(RingError, match="positions"):
+            made.config.activate(villain.memory, case.features, case.engine, made.notify)
+        return
+    with pytest.raises(RingError, match="power of 2"):
+        made.config.activate(villain.memory, case.features, case.engine, made.notify)
+
+
+@every_layout
+def test_a_ring_that_leaves_memory_keeps_the_old_memory(case: Case) -> None:
+    device = Reverser(SIZE)
+    carrier = InProcess(device, engine=case.engine, memory_size=1 << 16, ring_features=case.features)
+    driver = Client(carrier, engine=case.engine, features=case.features).start()
+    memory = carrier.end.memory
+    with pytest.raises(MemoryFault):
+        carrier.end.replace_memory(GuestMemory.of(64))
+    assert carrier.end.memory is memory
+    assert driver.transact(driver.queues[0], [b"same"], [4])[0] == [b"emas"]
+
+
+# Hostile devices ---------------------------------------------------------------------------------------------------
+
+
+@define
+class Impostor:
+    """Writes a device's structures by hand."""
+
+    queue: DriverQueue
+    memory: GuestMemory
+    shown: int = field(default=0)
+
+    def use(self, ident: int, length: int, slot: int | None = None, flags: int = AVAIL | USED | WRITE) -> None:
+        """One used element, and the index behind it (split), or one used descriptor of the first lap (packed)."""
+        slot = self.shown if slot is None else slot
+        if self.queue.layout == "packed":
+            at = self.queue.descriptor_area + slot * pvirtq_desc.size
+            self.memory.write(at, pvirtq_desc.encode(len=length, id=ident & 0xFFFF, flags=flags))
+            self.shown += 1
+            return
+        used = virtq_used(SIZE)
+        at = self.queue.device_area + used.offset("ring") + slot % SIZE * virtq_used_elem.size
+        self.memory.write(at, virtq_used_elem.encode(id=ident, len=length))
+        self.index(self.shown + 1)
+
+    def index(self, idx: int) -> None:
+        """The used index (split)."""
+        self.shown = idx
+        poke(self.memory, self.queue.device_area, virtq_used(SIZE), "idx", idx & 0xFFFF)
+
+
+@frozen
+class Betrayal:
+    """What a device does once two buffers, 0 and 1, of four writable bytes each are outstanding."""
+
+    name: str
+    run: Callable[[Impostor], None]
+    good: int = 0
+    layouts: tuple[str, ...] = LAYOUTS
+    in_order: bool = False
+
+
+def _use(*elements: tuple[int, int]) -> Callable[[Impostor], None]:
+    def run(device: Impostor) -> None:
+        for ident, length in elements:
+            device.use(ident, length)
+
+    return run
+
+
+BETRAYALS: Final = [
+    Betrayal("id-out-of-range", _use((SIZE, 0))),
+    Betrayal("id-is-all-ones", _use((0xFFFFFFFF, 0))),
+    Betrayal("id-not-outstanding", _use((5, 0))),
+    Betrayal("id-twice", _use((1, 4), (1, 4)), good=1),
+    Betrayal("length-one-more", _use((0, 5))),
+    Betrayal("length-all-ones", _use((0, 0xFFFFFFFF))),
+    Betrayal("second-length", _use((0, 4), (1, 5)), good=1),
+    Betrayal("index-jumps", lambda d: d.index(3), layouts=("split",)),
+    Betrayal("index-goes-back", lambda d: d.index(0xFFFF), layouts=("split",)),
+    Betrayal("order-broken", _use((1, 4)), layouts=("split",), in_order=True),
+    # A run that ends with 1 tells of 0 too; what stands in the slot that it skips is never looked at.
+    Betrayal("order-skips-a-slot", _use((1, 4), (0, 4)), 2, LAYOUTS, True),
+]  # fmt: skip
+
+
+def _betrayals() -> list[Any]:
+    return [
+        pytest.param(Case(layout, engine, b.in_order, False, False), b, id=f"{b.name}-{layout}-{engine}")
+        for b in BETRAYALS
+        for layout, engine in product(b.layouts, ENGINES)
+    ]
+
+
+@pytest.mark.parametrize(("case", "betrayal"), _betrayals())
+def test_a_hostile_device_is_a_typed_error(case: Case, betrayal: Betrayal) -> None:
+    made = pair(case, SIZE)
+    buffer = made.arena.allocate(4)
+    made.driver.add_many([([], [buffer.extent], 0), ([], [buffer.extent], 1)])
+    betrayal.run(Impostor(made.driver, made.arena.memory))
+    if betrayal.good:
+        assert len(made.driver.take_used()) == betrayal.good
+    if betrayal.good == 2:
+        assert made.driver.take_used() == []
+        return
+    for _ in range(2):
+        with pytest.raises(RingError) as caught:
+            made.driver.take_used()
+        assert caught.value.queue == 0
+    assert made.driver.outstanding == 2 - betrayal.good
+
+
+@every_layout
+def test_the_driver_sets_failed_and_can_start_again(case: Case) -> None:
+    device = Reverser(SIZE)
+    carrier = InProcess(device, engine=case.engine, memory_size=1 << 16, ring_features=case.features)
+    driver = Client(carrier, engine=case.engine, features=case.features).start()
+    buffer = carrier.arena.allocate(4)
+    driver.queues[0].add([], [buffer.extent])
+    Impostor(driver.queues[0], carrier.arena.memory).use(0, 5)
+    with pytest.raises(RingError):
+        driver.wait_used(driver.queues[0])
+    assert carrier.read_status() & DeviceStatus.FAILED
+    driver.reset()
+    driver.start()
+    assert driver.transact(driver.queues[0], [b"well"], [4])[0] == [b"llew"]
+
+
+# The other side writes between any two of our loads ----------------------------------------------------------------
+
+
+def _mutating() -> Any:
+    """The reference engine, with a driver that overwrites whatever was just read with ones."""
+    from types import FunctionType
+
+    from virtio_py.rings.engine import Engine
+    from virtio_py.rings.kernels import KERNELS, TWINS
+
+    def word(words: Any, index: int) -> int:
+        value = int(words[index])
+        words[index] = 0xFFFF
+        return value
+
+    def descriptor(load: Callable[..., Any]) -> Callable[..., Any]:
+        def run(memory: Any, row: int, offset: int) -> Any:
+            values = load(memory, row, offset)
+            memory.views[row][offset : offset + virtq_desc.size] = b"\xff" * virtq_desc.size
+            return values
+
+        return run
+
+    made: dict[str, Callable[..., Any]] = dict(TWINS)
+    made |= {"load_acquire": word, "load_once": word}
+    made |= {name: descriptor(TWINS[name]) for name in ("load_split_descriptor", "load_packed_descriptor")}
+    for name, function in KERNELS.items():
+        made[name] = FunctionType(function.__code__, {**function.__globals__, **made}, name)
+    return Engine(made)
+
+
+@pytest.mark.parametrize(("layout", "indirect", "in_order"), list(product(LAYOUTS, YES_NO, YES_NO)))
+def test_what_was_read_once_is_what_is_used(layout: str, indirect: bool, in_order: bool) -> None:
+    """A14: had anything been read twice, or read back after the check, the ones would show."""
+    case = Case(layout, "reference", in_order, True, indirect)
+    made = pair(case, SIZE)
+    made.device = made.config.activate(made.arena.memory, case.features, _mutating(), made.notify)
+    text, room = made.arena.allocate(5), made.arena.allocate(7)
+    text.view[:] = b"hello"
+    made.driver.add([text.extent] * 2, [room.extent], "token")
+    [chain] = made.device.take()
+    assert chain.readable.read_all() == b"hellohello"
+    chain.writable.write(b"goodbye")
+    chain.complete()
+    assert made.driver.take_used() == [("token", 7)]
+    # Now the driver's loads: its device overwrites the used element as soon as it was read.
+    made = pair(case, SIZE)
+    made.driver = DriverQueue(0, SIZE, made.arena, case.features, _mutating())
+    made.config.descriptor_area, made.config.driver_area = made.driver.descriptor_area, made.driver.driver_area
+    made.config.device_area = made.driver.device_area
+    made.device = made.config.activate(made.arena.memory, case.features, REFERENCE, made.notify)
+    room = made.arena.allocate(7)
+    made.driver.add([], [room.extent], "token")
+    [chain] = made.device.take()
+    chain.writable.write(b"good")
+    chain.complete()
+    assert made.driver.take_used() == [("token", 4)]
+
+
+# Random bytes ------------------------------------------------------------------------------------------------------
+
+ADDRESSES = st.sampled_from([0x1000, 0x1100, LOW, LOW, MIDDLE - 2, HIGH - 2, HIGH, 0, 1 << 63, (1 << 64) - 2])
+LENGTHS = st.sampled_from([1, 2, 4, 16, 32, 0, 40, 0xFFFFFFFF])
+FLAGS = st.sampled_from([0, 0, WRITE, WRITE, INDIRECT, NEXT, NEXT | WRITE, INDIRECT | NEXT, 7])
+SLOTS = st.integers(0, SIZE - 1)
+DESCRIPTORS = st.tuples(ADDRESSES, LENGTHS, FLAGS)
+NOISE = st.one_of(
+    st.tuples(st.just("descriptor"), SLOTS, ADDRESSES, LENGTHS, FLAGS, st.integers(0, SIZE)),
+    st.tuples(st.just("raw"), st.integers(0, 700), st.binary(min_size=1, max_size=20)),
+    st.tuples(st.just("index"), st.sampled_from([-1, 1, 2, SIZE + 1])),
+    st.tuples(st.just("used index"), st.sampled_from([-1, 1, 2, SIZE + 1])),
+)
+DRIVER = st.one_of(
+    st.tuples(st.just("chain"), SLOTS, st.lists(DESCRIPTORS, min_size=1, max_size=3)),
+    st.tuples(st.just("add"), st.integers(1, 3), st.integers(0, 3)),
+    st.tuples(st.just("take used"), st.integers(0, SIZE)),
+    st.tuples(st.just("kick")),
+)
+DEVICE = st.one_of(
+    st.tuples(st.just("use"), st.integers(0, SIZE), st.sampled_from([0, 1, 8, 9, 0xFFFFFFFF])),
+    st.tuples(st.just("take"), st.integers(0, SIZE)),
+    st.tuples(st.just("complete"), st.integers(0, 3)),
+    st.tuples(st.just("wishes"), st.booleans()),
+)
+STEPS = st.lists(st.one_of(DRIVER, DEVICE, DRIVER, DEVICE, NOISE), min_size=10, max_size=50)
+
+
+@define
+class Chaos:
+    """A queue on which both halves work while both are hostile, and a log of all that comes out."""
+
+    case: Case
+    log: list[Any] = field(factory=list)
+    chains: list[Any] = field(factory=list)
+    made: Pair = field(init=False)
+    villain: Villain = field(init=False)
+    impostor: Impostor = field(init=False)
+    buffer: Buffer = field(init=False)
+
+    def run(self, steps: list[tuple[Any, ...]]) -> tuple[list[Any], list[bytes]]:
+        """The log, and the memory as it is left."""
+        self.made, self.villain = stage(self.case)
+        self.impostor = Impostor(self.made.driver, self.villain.memory)
+        self.buffer = self.made.arena.allocate(8)
+        for name, *arguments in steps:
+            try:
+                result = getattr(self, "do_" + name.replace(" ", "_"))(*arguments)
+            except PeerError as error:
+                result = (type(error).__name__, str(error))
+            self.log.append((name, result, self.made.notified))
+        return self.log, [bytes(region.view) for region in self.villain.memory.regions]
+
+    def do_descriptor(self, slot: int, address: int, length: int, flags: int, other: int) -> None:
+        self.villain.put(slot, address, length, flags, other)
+
+    def do_chain(self, at: int, descriptors: list[Descriptor]) -> None:
+        """A chain where the device looks next."""
+        if self.villain.split:
+            self.villain.published = self._index(self.made.driver.driver_area, virtq_avail(SIZE))
+        else:
+            state = self.made.device.state
+            at, self.villain.mark = state.next_available, AVAIL if state.available_wrap else USED
+        self.villain.chain(*descriptors[: SIZE - at], at=at, ident=len(self.log) % SIZE)
+
+    def _index(self, area: int, record: Any) -> int:
+        return int.from_bytes(self.villain.memory.read(area + record.offset("idx"), 2), "little")
+
+    def do_index(self, move: int) -> None:
+        if self.villain.split:
+            self.villain.index(self._index(self.made.driver.driver_area, virtq_avail(SIZE)) + move)
+
+    def do_raw(self, offset: int, data: bytes) -> None:
+        self.villain.memory.write(self.villain.memory.regions[0].start + offset, data)
+
+    def do_add(self, readable: int, writable: int) -> Any:
+        extent = self.buffer.extent
+        return self.made.driver.add_many([([extent] * readable, [extent] * writable, len(self.log))])
+
+    def do_use(self, ident: int, length: int) -> None:
+        """A used element where the driver looks next."""
+        state = self.made.driver._state
+        self.impostor.shown = int(state[k.NEXT_USED])
+        self.impostor.use(ident, length, None, AVAIL | USED | WRITE if state[k.USED_WRAP] else WRITE)
+
+    def do_used_index(self, move: int) -> None:
+        if self.villain.split:
+            self.impostor.index(self._index(self.made.driver.device_area, virtq_used(SIZE)) + move)
+
+    def do_take(self, limit: int) -> Any:
+        taken = self.made.device.take(limit)
+        self.chains += taken
+        return [(c.id, c.readable.remaining, c.writable.remaining, c.readable.read_all()[:64]) for c in taken]
+
+    def do_take_used(self, limit: int) -> Any:
+        return self.made.driver.take_used(limit)
+
+    def do_complete(self, count: int) -> None:
+        chosen, self.chains = self.chains[:count], self.chains[count:]
+        for chain in chosen:
+            chain.writable.write(b"\x55" * min(chain.writable.remaining, 5))
+        self.made.device.complete(chosen)
+
+    def do_kick(self) -> Any:
+        return self.made.driver.needs_notification()
+
+    def do_wishes(self, enabled: bool) -> Any:
+        if enabled:
+            return self.made.driver.enable_notifications(), self.made.device.enable_notifications()
+        self.made.driver.disable_notifications()
+        self.made.device.disable_notifications()
+        return None
+
+
+FUZZED: Final = list(product(LAYOUTS, YES_NO, YES_NO))
+
+
+@pytest.mark.parametrize(("layout", "in_order", "event_idx"), FUZZED)
+@given(steps=STEPS)
+@settings(max_examples=250, deadline=None)
+def test_both_engines_come_to_the_same_whatever_is_written(
+    layout: str, in_order: bool, event_idx: bool, steps: list[tuple[Any, ...]]
+) -> None:
+    reference, compiled = (Chaos(Case(layout, engine, in_order, event_idx, True)).run(steps) for engine in ENGINES)
+    assert reference == compiled
+
+
+@every_layout
+def test_the_longest_queue_of_the_longest_tables_is_bounded(case: Case) -> None:
+    """Each of 32768 heads names the same table of 1024 entries: one call takes what a batch holds, no more."""
+    config = QueueConfig(0, "queue", 32768)
+    memory = GuestMemory.of(4 << 20, start=0x10000)
+    descriptors, table, rest = 0x10000, 0x10000 + 16 * 32768, 0x10000 + 16 * 32768 + 1024 * 16
+    record, other = (virtq_desc, "next") if case.layout == "split" else (pvirtq_desc, "id")
+    flags = INDIRECT | (AVAIL if case.layout == "packed" else 0)
+    for n in range(1024):
+        link = {other: n + 1}
+        memory.write(table + 16 * n, record.encode(addr=rest, len=1, flags=NEXT if n < 1023 else 0, **link))
+    for n in range(32768):
+        memory.write(descriptors + 16 * n, record.encode(addr=table, len=16 * 1024, flags=flags, **{other: n}))
+    config.descriptor_area, config.driver_area, config.device_area = descriptors, rest, rest + (1 << 17)
+    if case.layout == "split":
+        avail = virtq_avail(32768)
+        memory.write(rest, avail.encode(idx=32768, ring=list(range(32768))))
+    queue = config.activate(memory, case.features, case.engine, lambda: None)
+    chains = queue.take()
+    assert 0 < len(chains) <= 64
+    assert all(c.readable.remaining == 1024 for c in chains)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_compiled_engine_stays_inside_the_memory(layout: str) -> None:
+    """In a process of its own: the memory lies between pages that may not be touched, and a fault would kill it."""
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.guard_pages", layout],
+        cwd=root,
+        env={"PYTHONPATH": str(root), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, f"killed by signal {-done.returncode}: {done.stderr[-2000:]}"
+    assert "faults" in done.stdout
