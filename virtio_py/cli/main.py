@@ -7,16 +7,20 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Final
 
 from virtio_py.errors import VirtioError
 
-COMMANDS: Final = ("inspect", "serve")
+COMMANDS: Final = ("demo", "inspect", "serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; its exit status, or 2 with one line on stderr when the arguments or the world are wrong."""
     args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        # Where the locale has no frames and arrows, a question mark is better than nothing at all.
+        sys.stdout.reconfigure(errors="replace")
     try:
         status: int = args.run(args)
         sys.stdout.flush()
