@@ -11,6 +11,7 @@ from typing import ClassVar, Final, NamedTuple, Protocol
 
 from attrs import define, field
 
+from virtio_py.config_space import ConfigSpace
 from virtio_py.errors import NegotiationError, PeerError, UsageError
 from virtio_py.memory import GuestMemory
 from virtio_py.rings.chain import Chain
@@ -76,6 +77,13 @@ class Device:
         """Serves one chain. When this returns the chain is used, unless `chain.defer()` was called."""
         raise NotImplementedError(f"{type(self).__name__} handles no chains")
 
+    def busy(self) -> bool:
+        """Whether deferred chains are being worked on, so that suspending has to wait for `DeviceEnd.settled`."""
+        return False
+
+    def queue_reset(self, index: int) -> None:
+        """The driver has reset one queue (2.6.1): forgets its deferred chains."""
+
     def reset(self) -> None:
         """Forgets everything that a driver did, deferred chains included; nothing may be completed afterwards."""
 
@@ -100,12 +108,13 @@ class DeviceEnd:
     _status: int = field(default=0, init=False)
     _configs: list[QueueConfig] = field(init=False)
     _queues: dict[int, DeviceQueue] = field(init=False, factory=dict)
-    _generation: int = field(default=0, init=False)
-    _config_seen: bytes | None = field(default=None, init=False)
-    _config_stale: bool = field(default=False, init=False)
+    _space: ConfigSpace = field(init=False)
+    _suspending: bool = field(default=False, init=False)
+    _config_pending: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._configs = self._fresh_configs()
+        self._space = ConfigSpace(self.device.read_config, self.device.write_config)
 
     def _fresh_configs(self) -> list[QueueConfig]:
         return [QueueConfig(i, spec.name, spec.size) for i, spec in enumerate(self.device.queues())]
@@ -146,7 +155,15 @@ class DeviceEnd:
         if value == 0:
             self.reset()
             return
+        if self.suspended:
+            # The byte that resumes is the byte that suspended, DRIVER_OK and SUSPEND both set: our own state decides.
+            if value & DeviceStatus.DRIVER_OK:
+                self._resume()
+            return
+        if value & DeviceStatus.SUSPEND:
+            self._suspend()
         # DEVICE_NEEDS_RESET is the device's: a driver's read-modify-write must neither set nor clear it.
+        value &= ~DeviceStatus.SUSPEND
         added = value & ~self._status & ~DeviceStatus.DEVICE_NEEDS_RESET
         if added & DeviceStatus.FEATURES_OK and self._refusal() is not None:
             added &= ~DeviceStatus.FEATURES_OK
@@ -160,6 +177,9 @@ class DeviceEnd:
 
     def _start(self) -> None:
         self.device.activate(self, self.features)
+        self._serve_all()
+
+    def _serve_all(self) -> None:
         # Buffers may have been made available before DRIVER_OK, when no notification was allowed.
         for index, queue in list(self._queues.items()):
             # Nobody delivers this call again, and notifications are off until a queue is found empty. A queue holds
@@ -167,6 +187,36 @@ class DeviceEnd:
             for _ in range(queue.size + 1):
                 if not self.available_buffer(index):
                     break
+
+    # Suspend (3.4)
+
+    @property
+    def suspended(self) -> bool:
+        """Whether the device is suspended: SUSPEND is set and DRIVER_OK clear."""
+        return bool(self._status & DeviceStatus.SUSPEND)
+
+    def _suspend(self) -> None:
+        """The driver asks to suspend: nothing is taken from here on. Ignored before DRIVER_OK or if not negotiated."""
+        if self.running and self.features & bit(Feature.SUSPEND):
+            self._suspending = True
+            self.settled()
+
+    def settled(self) -> None:
+        """For a device whose `busy` has ended: completes a suspension that waited for it."""
+        if self._suspending and not self.device.busy():
+            self._suspending = False
+            for queue in self._queues.values():
+                queue.pause()
+            self._status = self._status & ~DeviceStatus.DRIVER_OK | DeviceStatus.SUSPEND
+
+    def _resume(self) -> None:
+        self._status = self._status & ~DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK
+        for queue in self._queues.values():
+            queue.resume()
+        if self._config_pending:
+            self._config_pending = False
+            self.notifier.configuration_change()
+        self._serve_all()
 
     def reset(self) -> None:
         """Back to the state after power-on (2.4). No notification leaves from here on until DRIVER_OK."""
@@ -177,14 +227,16 @@ class DeviceEnd:
             queue.stop()
         self._queues.clear()
         self._configs = self._fresh_configs()
-        self._config_seen, self._config_stale = None, False
+        self._space.reset()
+        self._suspending = self._config_pending = False
         self.device.reset()
 
     @property
     def running(self) -> bool:
-        """Whether the device may consume buffers: DRIVER_OK is set and DEVICE_NEEDS_RESET is not."""
+        """Whether the device may consume buffers: DRIVER_OK is set, and neither DEVICE_NEEDS_RESET nor on its way to
+        being suspended."""
         wanted = DeviceStatus.DRIVER_OK | DeviceStatus.DEVICE_NEEDS_RESET
-        return self._status & wanted == DeviceStatus.DRIVER_OK
+        return self._status & wanted == DeviceStatus.DRIVER_OK and not self._suspending
 
     def needs_reset(self, error: PeerError) -> None:
         """Gives up until the driver resets: DEVICE_NEEDS_RESET, then a configuration change notification."""
@@ -197,31 +249,25 @@ class DeviceEnd:
 
     def read_config(self, offset: int, length: int) -> bytes:
         """`length` bytes of the configuration space; what lies behind its end reads as zeros."""
-        live = self.device.read_config()
-        if self._config_stale or (self._config_seen is not None and live != self._config_seen):
-            self._generation = (self._generation + 1) & 0xFF
-        self._config_seen, self._config_stale = live, False
-        return live[offset : offset + length].ljust(length, b"\0")
+        return self._space.read(offset, length)
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """Stores to the configuration space; what lies behind its end is dropped."""
-        room = len(self.device.read_config()) - offset
-        if offset >= 0 and room > 0:
-            self.device.write_config(offset, data[:room])
+        """Stores to the configuration space. What lies behind its end is dropped, and everything while suspended."""
+        if not self.suspended:
+            self._space.write(offset, data)
 
     @property
     def config_generation(self) -> int:
         """Changes between two reads whenever what the driver read first is no longer true (2.5)."""
-        if self._config_stale or (self._config_seen is not None and self.device.read_config() != self._config_seen):
-            self._generation = (self._generation + 1) & 0xFF
-            self._config_seen, self._config_stale = self.device.read_config(), False
-        return self._generation
+        return self._space.generation
 
     def configuration_changed(self) -> None:
-        """For the device: the configuration structure has changed; the driver is told once it is up."""
-        self._config_stale = True
+        """For the device: the configuration structure has changed; the driver is told once it is up and not asleep."""
+        self._space.changed()
         if self._status & DeviceStatus.DRIVER_OK:
             self.notifier.configuration_change()
+        elif self.suspended:
+            self._config_pending = True
 
     # Virtqueues (2.6)
 
@@ -253,6 +299,18 @@ class DeviceEnd:
         """Takes a queue out of service and returns where it stood; its chains that are deferred are abandoned."""
         queue = self._queues.pop(index, None)
         return queue.stop() if queue is not None else self.queue(index).state
+
+    def reset_queue(self, index: int) -> None:
+        """A queue reset (2.6.1): the queue is as it was before it was first set up, and its buffers are the driver's.
+
+        Raises NegotiationError if VIRTIO_F_RING_RESET was not negotiated.
+        """
+        if not self.features & bit(Feature.RING_RESET):
+            raise NegotiationError("a queue reset without VIRTIO_F_RING_RESET", queue=index)
+        old = self.queue(index)
+        self.stop_queue(index)
+        self._configs[index] = QueueConfig(index, old.name, old.max_size)
+        self.device.queue_reset(index)
 
     def replace_memory(self, memory: GuestMemory) -> None:
         """Swaps the memory under the running queues. Raises PeerError, with all as before, if a ring is not in it."""

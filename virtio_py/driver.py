@@ -47,6 +47,9 @@ class Transport(Protocol):
     def enable_queue(self, queue: DriverQueue) -> None:
         """Tells the device where the queue's areas are, and enables it."""
 
+    def reset_queue(self, index: int) -> None:
+        """Resets one queue (VIRTIO_F_RING_RESET) and returns when the device has confirmed it."""
+
     def available_buffer(self, index: int, data: int) -> None:
         """Sends an available buffer notification; `data` is that of VIRTIO_F_NOTIFICATION_DATA."""
 
@@ -126,7 +129,9 @@ class Driver:
     def await_status(self, wanted: int, timeout: float = 5.0) -> None:
         """Waits until the device status reads `wanted`. Raises NegotiationError after `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        while self.transport.read_status() != wanted:
+        while (status := self.transport.read_status()) != wanted:
+            if wanted and status & DeviceStatus.DEVICE_NEEDS_RESET:
+                raise NeedsReset("the device has set DEVICE_NEEDS_RESET")
             if time.monotonic() > deadline:
                 raise NegotiationError(f"the device status does not become {wanted:#x}")
             self.transport.wait(0.001)
@@ -164,12 +169,45 @@ class Driver:
     def set_up(self) -> None:
         """Step 7: the queues."""
         for index in range(self.queue_count()):
-            size = min(self.transport.max_queue_size(index), self.queue_size)
-            if size == 0:
-                raise NegotiationError(f"the device does not have queue {index}", queue=index)
-            queue = DriverQueue(index, size, self.transport.arena, self.features, self.engine)
-            self.queues.append(queue)
-            self.transport.enable_queue(queue)
+            self.queues.append(self._enabled_queue(index, self.queue_size))
+
+    def _enabled_queue(self, index: int, wanted: int) -> DriverQueue:
+        size = min(self.transport.max_queue_size(index), wanted)
+        if size == 0:
+            raise NegotiationError(f"the device does not have queue {index}", queue=index)
+        queue = DriverQueue(index, size, self.transport.arena, self.features, self.engine)
+        self.transport.enable_queue(queue)
+        return queue
+
+    def restart_queue(self, index: int, size: int | None = None) -> DriverQueue:
+        """A queue reset, and the queue set up anew (2.6.1), of another size if wanted; its buffers are ours again.
+
+        Raises UsageError if VIRTIO_F_RING_RESET was not negotiated.
+        """
+        if not self.has(Feature.RING_RESET):
+            raise UsageError("VIRTIO_F_RING_RESET was not negotiated")
+        self.transport.reset_queue(index)
+        self.queues[index].release()
+        self.queues[index] = self._enabled_queue(index, self.queue_size if size is None else size)
+        return self.queues[index]
+
+    def suspend(self, timeout: float = 5.0) -> None:
+        """Suspends the device (3.4) and waits until it is: until `resume` nothing may be added, kicked or configured.
+
+        Raises UsageError if VIRTIO_F_SUSPEND was not negotiated, NeedsReset, or NegotiationError after `timeout`.
+        """
+        if not self.has(Feature.SUSPEND):
+            raise UsageError("VIRTIO_F_SUSPEND was not negotiated")
+        status = self.transport.read_status()
+        self.transport.write_status(status | DeviceStatus.SUSPEND)
+        self.await_status(status & ~DeviceStatus.DRIVER_OK | DeviceStatus.SUSPEND, timeout)
+
+    def resume(self, timeout: float = 5.0) -> None:
+        """Lets a suspended device go on, and waits until it does; then tells it of all queues. Raises as `suspend`."""
+        status = self.transport.read_status() & ~DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK
+        self.transport.write_status(status | DeviceStatus.SUSPEND)
+        self.await_status(status, timeout)
+        self._kick_all()
 
     def ready(self) -> None:
         """Step 8: DRIVER_OK is about to be written."""

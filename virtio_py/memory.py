@@ -7,7 +7,7 @@ range, so that no arithmetic of the caller's can wrap: a range is good only if e
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from attrs import define, field, frozen
@@ -23,11 +23,12 @@ compiled loops then cannot wrap."""
 class Region:
     """A contiguous range of guest addresses that is mapped here.
 
-    start: first guest address; view: the bytes, writable, format "B".
+    start: first guest address; view: the bytes, writable, format "B"; writable: whether the device may write there.
     """
 
     start: int
     view: memoryview = field(repr=False)
+    writable: bool = True
 
     @property
     def size(self) -> int:
@@ -104,6 +105,67 @@ def _check_region(region: Region) -> None:
         raise UsageError(f"the region at {region.start:#x} must be a writable view of bytes")
     if not 0 <= region.start < region.end <= ADDRESS_LIMIT:
         raise UsageError(f"a region [{region.start:#x}, {region.end:#x}) cannot be")
+
+
+@define
+class AddressSpace:
+    """The addresses a device uses where VIRTIO_F_ACCESS_PLATFORM was negotiated: I/O virtual ones, mapped to memory.
+
+    `memory` is the space as the device may use it now; whoever changes the space hands it to
+    `DeviceEnd.replace_memory` again. Raises MemoryFault for a target that is not memory, UsageError for an overlap.
+    """
+
+    target: GuestMemory
+    _mappings: dict[int, tuple[int, int, bool]] = field(init=False, factory=dict)
+
+    def map(self, iova: int, size: int, address: int, writable: bool = True) -> None:
+        """Maps [iova, +size) to the guest addresses from `address` on."""
+        self.target.views(address, size)
+        trial = {**self._mappings, iova: (size, address, writable)}
+        if iova in self._mappings:
+            raise UsageError(f"{iova:#x} is mapped already")
+        GuestMemory(self._regions(trial))
+        self._mappings = trial
+
+    def unmap(self, iova: int, size: int) -> None:
+        """Takes away every byte of [iova, +size) that is mapped; what is left of a mapping stays."""
+        kept: dict[int, tuple[int, int, bool]] = {}
+        for start, (length, address, writable) in self._mappings.items():
+            for low, high in ((start, min(start + length, iova)), (max(start, iova + size), start + length)):
+                if low < high:
+                    kept[low] = (high - low, address + low - start, writable)
+        self._mappings = kept
+
+    def memory(self) -> GuestMemory:
+        """The mapped ranges as a memory of their own."""
+        return GuestMemory(self._regions(self._mappings))
+
+    def _regions(self, mappings: dict[int, tuple[int, int, bool]]) -> Iterator[Region]:
+        for iova, (size, address, writable) in mappings.items():
+            at = iova
+            for view in self.target.views(address, size):
+                yield Region(at, view, writable)
+                at += len(view)
+
+
+@frozen
+class DirtyLog:
+    """A bitmap of the pages that were written: bit n of byte n // 8 is page n, from guest address 0 on.
+
+    bits: the bitmap, shared with whoever migrates; page: bytes a page. Writes behind the bitmap's end are dropped: its
+    length is the other side's choice, and must not decide what we touch.
+    """
+
+    bits: memoryview = field(repr=False)
+    page: int = 4096
+
+    def mark(self, address: int, length: int) -> None:
+        """Sets the bits of all pages that [address, +length) touches; none for a length of 0."""
+        if length <= 0:
+            return
+        last = min((address + length - 1) // self.page, 8 * len(self.bits) - 1)
+        for page in range(address // self.page, last + 1):
+            self.bits[page >> 3] |= 1 << (page & 7)
 
 
 @frozen

@@ -11,8 +11,12 @@ RING_FEATURES: Final = mask(
     Feature.INDIRECT_DESC,
     Feature.EVENT_IDX,
     Feature.VERSION_1,
+    Feature.RING_PACKED,
+    Feature.RING_RESET,
+    Feature.SUSPEND,
 )
-"""What a DeviceEnd offers on its own account: the bits that concern rings and no device type."""
+"""What a DeviceEnd offers on its own account: the bits that concern rings and no device type. VIRTIO_F_IN_ORDER is for
+the asking: a device that completes out of order is slower with it."""
 
 
 class Step(NamedTuple):

@@ -5,7 +5,7 @@ How the driver cut a request into descriptors carries no meaning (2.7.4 Message 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from attrs import define, field
@@ -109,6 +109,13 @@ class Writer(Stream):
         tail._tail, self._tail = self._tail, tail
         return tail
 
+    def written(self) -> list[tuple[int, int]]:
+        """The ranges written so far, (offset, length in bytes) into the writable bytes; a tail is one of its own."""
+        parts = [(0, self.position)]
+        if self._tail is not None:
+            parts += [(self.position + self.remaining + at, length) for at, length in self._tail.written()]
+        return [part for part in parts if part[1]]
+
     @property
     def used_length(self) -> int:
         """Bytes written from the first one on: a tail counts only if everything before it was written."""
@@ -120,13 +127,15 @@ class Writer(Stream):
 class Chain:
     """One buffer that the driver has made available (2.6): its readable and writable bytes, and when it is used.
 
-    id: the head's descriptor index (split) or the buffer id (packed).
+    id: the head's descriptor index (split) or the buffer id (packed); extents: the writable part's guest addresses
+    and lengths, for whoever logs writes.
     """
 
     id: int
     queue: Completer = field(repr=False)
     readable: Reader
     writable: Writer
+    extents: tuple[tuple[int, int], ...] = field(default=(), repr=False)
     deferred: bool = field(default=False, init=False)
     used: bool = field(default=False, init=False)
 
@@ -139,6 +148,16 @@ class Chain:
         if self.used:
             raise UsageError(f"chain {self.id} of queue {self.queue.index} was completed before")
         self.queue.complete([self])
+
+    def written(self) -> Iterator[tuple[int, int]]:
+        """The ranges of guest memory, (address, length in bytes), that were written to."""
+        for start, length in self.writable.written():
+            at = 0
+            for address, size in self.extents:
+                low, high = max(start, at), min(start + length, at + size)
+                if low < high:
+                    yield address + low - at, high - low
+                at += size
 
     @property
     def used_length(self) -> int:

@@ -256,8 +256,8 @@ class CompiledEngine(Engine):
 
     def memory(self, memory: GuestMemory) -> Memory:
         """The regions with the addresses that they have in this process."""
-        rows = self.words(ROW * len(memory.regions))
+        rows = super().memory(memory).rows
         for i, region in enumerate(memory.regions):
-            host = numpy.frombuffer(region.view, numpy.uint8).__array_interface__["data"][0]
-            rows[ROW * i], rows[ROW * i + 1], rows[ROW * i + HOST] = region.start, region.end, host
+            host: Any = numpy.frombuffer(region.view, numpy.uint8)
+            rows[ROW * i + HOST] = host.__array_interface__["data"][0]
         return Memory(rows, ())

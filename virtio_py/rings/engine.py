@@ -14,6 +14,7 @@ from typing import Any, Final
 from virtio_py.errors import EngineUnavailable
 from virtio_py.memory import GuestMemory
 from virtio_py.rings.kernels import KERNELS, TWINS, Memory, Words
+from virtio_py.rings.kernels.common import END, MAY_WRITE, ROW, START
 
 
 class Engine:
@@ -48,9 +49,10 @@ class Engine:
 
     def memory(self, memory: GuestMemory) -> Memory:
         """The regions as kernels translate with them. The caller keeps `memory` alive for as long as it is used."""
-        rows = self.words(3 * len(memory.regions))
+        rows = self.words(ROW * len(memory.regions))
         for i, region in enumerate(memory.regions):
-            rows[3 * i], rows[3 * i + 1] = region.start, region.end
+            rows[ROW * i + START], rows[ROW * i + END] = region.start, region.end
+            rows[ROW * i + MAY_WRITE] = region.writable
         return Memory(rows, tuple(region.view for region in memory.regions))
 
 

@@ -160,6 +160,14 @@ def device_ring(config: Placed, memory: GuestMemory, features: int, engine: Engi
     return layout.make(views, common, engine)
 
 
+def written_areas(config: Placed, features: int) -> list[tuple[int, int]]:
+    """What of a queue a device writes to, as (guest address, length): the whole areas, not single elements."""
+    descriptor, _, device = LAYOUTS[layout_name(features)].parts(config.size)
+    areas = [(config.device_area, device.size)]
+    # Used descriptors of the packed layout are written where the available ones were.
+    return [*areas, (config.descriptor_area, descriptor.size)] if layout_name(features) == "packed" else areas
+
+
 def _options(features: int) -> dict[str, int]:
     return {
         "event_idx": int(bool(features & bit(Feature.EVENT_IDX))),

@@ -24,13 +24,13 @@ from typing import Any, Final, NamedTuple
 from attrs import define, field, frozen
 
 from virtio_py.errors import PeerError, RingError, UsageError
-from virtio_py.memory import Arena, GuestMemory
+from virtio_py.memory import Arena, DirtyLog, GuestMemory
 from virtio_py.rings.chain import Chain, Reader, Writer
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.rings.faults import fault
 from virtio_py.rings.kernels import Batch, Memory
 from virtio_py.rings.kernels import common as k
-from virtio_py.rings.places import allocate_areas, device_ring, driver_ring, layout_name
+from virtio_py.rings.places import allocate_areas, device_ring, driver_ring, layout_name, written_areas
 from virtio_py.spec import MAX_QUEUE_SIZE, Feature, bit
 
 Extent = tuple[int, int]
@@ -153,7 +153,10 @@ class DeviceQueue(Half):
         self._config = config
         self._notify = notify
         self._stopped = False
+        self._paused = False
+        self._held: list[Chain] = []
         self._order: deque[Chain] = deque()
+        self.log: DirtyLog | None = None
         self._bound = self.bind(memory)
         self._set_state(config.state)
         self._take = self._kernel("take")
@@ -193,6 +196,8 @@ class DeviceQueue(Half):
 
     def take(self, limit: int = MAX_QUEUE_SIZE) -> list[Chain]:
         """The chains that have become available, in ring order, `limit` at the most."""
+        if self._paused:
+            return []
         bound = self._bound
         count = self._take(bound.ring, self._state, self._shadow, bound.memory, self._batch, limit)
         if count < 0:
@@ -204,28 +209,37 @@ class DeviceQueue(Half):
 
     def _chain(self, n: int) -> Chain:
         row = self._batch.buffers[n * k.BUFFER : (n + 1) * k.BUFFER].tolist()
-        readable = self._views(row[k.FIRST], row[k.MIDDLE])
-        writable = self._views(row[k.MIDDLE], row[k.LAST])
-        return Chain(row[k.ID], self, Reader(readable), Writer(writable))
+        readable = self._extents(row[k.FIRST], row[k.MIDDLE])
+        extents = self._extents(row[k.MIDDLE], row[k.LAST])
+        return Chain(row[k.ID], self, Reader(self._views(readable)), Writer(self._views(extents)), tuple(extents))
 
-    def _views(self, first: int, end: int) -> list[memoryview]:
-        memory, words = self._bound.guest, self._batch.segments[first * k.SEGMENT : end * k.SEGMENT].tolist()
-        pairs = zip(words[k.ADDRESS :: k.SEGMENT], words[k.SIZE :: k.SEGMENT], strict=True)
-        return [view for address, size in pairs for view in memory.views(address, size)]
+    def _extents(self, first: int, end: int) -> list[Extent]:
+        words = self._batch.segments[first * k.SEGMENT : end * k.SEGMENT].tolist()
+        return list(zip(words[k.ADDRESS :: k.SEGMENT], words[k.SIZE :: k.SEGMENT], strict=True))
+
+    def _views(self, extents: list[Extent]) -> list[memoryview]:
+        memory = self._bound.guest
+        return [view for address, size in extents for view in memory.views(address, size)]
 
     def complete(self, chains: Sequence[Chain]) -> None:
         """Returns chains to the driver: one publication, one notification at most.
 
-        With VIRTIO_F_IN_ORDER those that come too early are held until their turn. Chains of a queue that was
-        stopped are dropped: the driver has taken their memory back. Raises UsageError for a chain completed twice.
+        With VIRTIO_F_IN_ORDER those that come too early are held until their turn, and all are while the queue is
+        paused. Chains of a queue that was stopped are dropped: the driver has taken their memory back. Raises
+        UsageError for a chain completed twice.
         """
         for chain in chains:
             if chain.used:
                 raise UsageError(f"chain {chain.id} of queue {self.index} was completed before")
             chain.used = True
+        if self._paused:
+            self._held += chains
+            return
         ready = self._in_turn() if self.in_order else chains
         if self._stopped or not ready:
             return
+        if self.log is not None:
+            self._mark(self.log, ready)
         buffers = self._batch.buffers
         for n, chain in enumerate(ready):
             buffers[n * k.BUFFER + k.ID] = chain.id
@@ -233,6 +247,14 @@ class DeviceQueue(Half):
         self._complete(self._bound.ring, self._state, self._shadow, self._batch, len(ready))
         if self.needs_notification():
             self._notify()
+
+    def _mark(self, log: DirtyLog, chains: Sequence[Chain]) -> None:
+        """Notes what was written for these chains, and the ring's own part: all of it, which is a page or two."""
+        for chain in chains:
+            for address, length in chain.written():
+                log.mark(address, length)
+        for address, length in written_areas(self._config, self.features):
+            log.mark(address, length)
 
     def _in_turn(self) -> list[Chain]:
         ready = []
@@ -251,6 +273,18 @@ class DeviceQueue(Half):
     def enable_notifications(self) -> bool:
         """Asks for available buffer notifications; True if there are buffers already, so that one must look again."""
         return bool(self._notifications(self._bound.ring, self._state, True))
+
+    def pause(self) -> None:
+        """Touches nothing of the queue until `resume`: nothing is taken, what is completed is held back."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Goes on, and returns what was held back."""
+        self._paused = False
+        held, self._held = self._held, []
+        for chain in held:
+            chain.used = False
+        self.complete(held)
 
     def stop(self) -> QueueState:
         """No more chains are taken or returned. Where the queue stands."""

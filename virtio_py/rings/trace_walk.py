@@ -113,7 +113,7 @@ class Walk:
     def segment(self, where: str, at: int, descriptor: Any) -> bool:
         """A descriptor that names bytes, not a table. False when the chain is longer than any device follows."""
         write, length = bool(descriptor.flags & k.F_WRITE), descriptor.len
-        if length and self.source.complete and not mapped(self.survey.guest, descriptor.addr, length):
+        if length and self.source.complete and not mapped(self.survey.guest, descriptor.addr, length, int(write)):
             self.report(k.NOT_MEMORY, where, at)
         if self.writing and not write:
             self.report(k.ORDER, where, at)

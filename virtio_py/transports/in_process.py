@@ -113,6 +113,10 @@ class InProcess(Transport):
         config.device_area = queue.device_area
         self.end.enable_queue(queue.index)
 
+    def reset_queue(self, index: int) -> None:
+        """Resets one queue; it is done at once."""
+        self.end.reset_queue(index)
+
     def available_buffer(self, index: int, data: int) -> None:
         """A kick; it is delivered by `step`."""
         self._kicks.append(index)

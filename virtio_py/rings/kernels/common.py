@@ -36,13 +36,14 @@ def twin(function: Function) -> Function:
 
 
 class Memory(NamedTuple):
-    """Guest memory. rows: START, END, HOST of each region in address order; views: the bytes of each (interpreted)."""
+    """Guest memory, a row a region, in address order; views: the bytes of each region, for the interpreted twins."""
 
     rows: Words
     views: tuple[memoryview, ...]
 
 
-START, END, HOST, ROW = 0, 1, 2, 3
+# A row of Memory.rows: guest addresses, the address in this process (compiled), whether a device may write there.
+START, END, HOST, MAY_WRITE, ROW = 0, 1, 2, 3, 4
 
 
 class Batch(NamedTuple):
@@ -243,11 +244,13 @@ def locate(memory: Memory, address: int, length: int) -> int:
 
 
 @kernel
-def mapped(memory: Memory, address: int, length: int) -> bool:
-    """Whether every byte of [address, +length) is memory, adjacent regions being one range."""
+def mapped(memory: Memory, address: int, length: int, write: int) -> bool:
+    """Whether every byte of [address, +length) is memory (that may be written), adjacent regions being one range."""
     rows = memory.rows
     for row in range(len(rows) // ROW):
         if rows[row * ROW + START] <= address < rows[row * ROW + END]:
+            if write and not rows[row * ROW + MAY_WRITE]:
+                return False
             room = rows[row * ROW + END] - address
             if length <= room:
                 return True

@@ -127,7 +127,7 @@ def packed_segment(
     if length == 0:
         # A descriptor of no bytes names no memory, whatever its address.
         address = 0
-    elif not mapped(memory, address, length):
+    elif not mapped(memory, address, length, write):
         return NOT_MEMORY
     if write:
         buffers[n * BUFFER + WRITABLE] += length

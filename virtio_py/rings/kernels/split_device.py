@@ -106,7 +106,7 @@ def split_walk(ring: SplitRing, state: Words, memory: Memory, batch: Batch, n: i
         if length == 0:
             # A descriptor of no bytes names no memory, whatever its address.
             address = 0
-        elif not mapped(memory, address, length):
+        elif not mapped(memory, address, length, flags & F_WRITE):
             state[FAULT_AT] = index
             return NOT_MEMORY
         total += length
