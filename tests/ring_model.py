@@ -17,7 +17,7 @@ class Direction:
     """What one side has shown the other, and the other's wish to hear of it. Counts are from the beginning of time.
 
     event: the number it waits for, None for every one; decided: the count when a notification was last decided;
-    lap: after so many a position comes again, and an event older than that may be taken for a new one.
+    lap: after so many a position comes again: then nobody can tell an old event from a new one, and may notify.
     """
 
     event_idx: bool
@@ -40,7 +40,7 @@ class Direction:
             return False
         if self.event is None or old <= self.event < self.shown:
             return True
-        return None if self.event <= self.shown - self.lap else False
+        return None if self.shown - old > self.lap or self.event <= self.shown - self.lap else False
 
     def wish(self, wanted: bool) -> None:
         """The other side asks for a notification of what it has not seen yet, or for none."""

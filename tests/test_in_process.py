@@ -10,10 +10,10 @@ from attrs import define, field
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.ring_matrix import CASES, Case, every_case, run_machine
+from tests.ring_matrix import CASES, LAYOUTS, Case, every_case, pair, run_machine
 from virtio_py.device import Device, QueueSpec
 from virtio_py.driver import Driver
-from virtio_py.errors import NegotiationError, VirtioError
+from virtio_py.errors import NeedsReset, NegotiationError, PeerError, UsageError, VirtioError
 from virtio_py.memory import Buffer
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
@@ -397,3 +397,48 @@ def test_a_driver_that_waits_in_vain_is_told() -> None:
     driver.reset()
     driver.start()
     assert driver.transact(driver.queues[0], [b"abcd"], [4])[0] == [b"dcba"]
+
+
+def test_a_configuration_that_never_stands_still_is_an_error() -> None:
+    _, carrier, driver = start(CASES[0], 4)
+    generations = iter(range(1 << 30))
+
+    class Restless(InProcess):
+        def config_generation(self) -> int:
+            return next(generations)
+
+    carrier.__class__ = Restless
+    with pytest.raises(PeerError, match="configuration"):
+        driver.read_config_bytes(0, 8)
+
+
+@every_case
+def test_a_limit_that_is_no_power_of_two(case: Case) -> None:
+    _, _, driver = start(case, 7)
+    assert driver.queues[0].size == (7 if case.layout == "packed" else 4)
+    assert driver.transact(driver.queues[0], [b"odd"], [3])[0] == [b"ddo"]
+
+
+@pytest.mark.parametrize(("size", "layouts"), [(0, LAYOUTS), (-4, LAYOUTS), (65536, LAYOUTS), (6, ("split",))])
+def test_a_queue_of_a_size_that_cannot_be_is_refused(size: int, layouts: tuple[str, ...]) -> None:
+    for case in CASES:
+        if case.layout in layouts:
+            with pytest.raises(UsageError):
+                pair(case, size)
+
+
+@every_case
+def test_after_needs_reset_nothing_is_used_any_more(case: Case) -> None:
+    device, carrier, driver = start(case, 8)
+    buffer = carrier.arena.allocate(4)
+    for _ in range(3):
+        driver.queues[0].add([buffer.extent], [buffer.extent])
+    driver.kick(driver.queues[0])
+    carrier.step()
+    assert len(device.kept) == 1
+    carrier.end.needs_reset(PeerError("for the test"))
+    before = bytes(carrier.arena.memory.regions[0].view), carrier.used_notifications
+    device.kept.pop().complete()
+    assert (bytes(carrier.arena.memory.regions[0].view), carrier.used_notifications) == before
+    with pytest.raises(NeedsReset):
+        driver.wait_used(driver.queues[0], 3)

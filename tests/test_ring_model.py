@@ -323,3 +323,18 @@ def test_what_cannot_be_a_buffer_is_refused(case: Case) -> None:
         with pytest.raises(UsageError):
             made.driver.add(readable, writable)
     assert made.device.take() == []
+
+
+@every_case
+def test_a_wish_is_kept_however_long_nobody_asks(case: Case) -> None:
+    """The device waits for its first buffer; several laps go by before the driver asks whether to kick."""
+    for count in range(1, 14):
+        made = pair(case, 2)
+        buffer = made.arena.allocate(4)
+        assert not made.device.enable_notifications()
+        for _ in range(count):
+            made.driver.add([buffer.extent])
+            made.device.complete(made.device.take())
+            made.driver.take_used()
+        assert made.driver.needs_notification()
+        assert not made.driver.needs_notification(), "nothing was added since"

@@ -241,6 +241,8 @@ class DeviceEnd:
     def needs_reset(self, error: PeerError) -> None:
         """Gives up until the driver resets: DEVICE_NEEDS_RESET, then a configuration change notification."""
         self.fault = error
+        for queue in self._queues.values():
+            queue.stop()
         self._status |= DeviceStatus.DEVICE_NEEDS_RESET
         if self._status & DeviceStatus.DRIVER_OK:
             self.notifier.configuration_change()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Final, Protocol, Self
 
 from virtio_py.errors import NeedsReset, NegotiationError, PeerError, UsageError, VirtioError
 from virtio_py.memory import Arena, Buffer
@@ -12,6 +12,9 @@ from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.rings.queue import DriverQueue
 from virtio_py.spec import DeviceId, DeviceStatus, Feature, bit
 from virtio_py.status import INITIALISATION, RING_FEATURES, FeatureNeeds, missing_needs
+
+CONFIG_READS: Final = 1000
+"""How often a driver reads a configuration that does not stand still before it gives up."""
 
 
 class Transport(Protocol):
@@ -175,6 +178,9 @@ class Driver:
         size = min(self.transport.max_queue_size(index), wanted)
         if size == 0:
             raise NegotiationError(f"the device does not have queue {index}", queue=index)
+        if not self.has(Feature.RING_PACKED):
+            # A split queue's size is a power of 2, even if the device's limit is none.
+            size = 1 << size.bit_length() - 1
         queue = DriverQueue(index, size, self.transport.arena, self.features, self.engine)
         self.transport.enable_queue(queue)
         return queue
@@ -232,12 +238,14 @@ class Driver:
             self.transport.available_buffer(queue.index, queue.notification_data)
 
     def read_config_bytes(self, offset: int, length: int) -> bytes:
-        """Part of the configuration space, read again until the generation stood still (2.5.1)."""
-        while True:
+        """Part of the configuration space, read again until the generation stood still (2.5.1). Raises PeerError if it
+        never does: a device that changes it for ever must not keep us here."""
+        for _ in range(CONFIG_READS):
             before = self.transport.config_generation()
             data = self.transport.read_config(offset, length)
             if self.transport.config_generation() == before:
                 return data
+        raise PeerError(f"the configuration changed during each of {CONFIG_READS} reads")
 
     def config_changed(self) -> bool:
         """Whether a configuration change notification has arrived since this was last asked."""

@@ -302,6 +302,9 @@ class DriverQueue(Half):
     def __init__(
         self, index: int, size: int, arena: Arena, features: int, engine: Engine = REFERENCE, indirect: int = 16
     ) -> None:
+        layout = layout_name(features)
+        if not 0 < size <= MAX_QUEUE_SIZE or (layout == "split" and size & (size - 1)):
+            raise UsageError(f"a {layout} queue cannot have the size {size}")
         super().__init__(index, size, features, engine)
         self._arena = arena
         self._tokens: list[Any] = [None] * size
