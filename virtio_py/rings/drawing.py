@@ -43,7 +43,7 @@ def head(picture: RingPicture) -> list[str]:
     title = f"{picture.layout} virtqueue of {picture.size}, {eyes[picture.seen_by]}: {amount(picture)}"
     lines = wrap(title, WIDTH, subsequent_indent="  ")
     if not picture.exact:
-        lines.append("  (the bytes leave a choice: which buffers are outstanding is the likeliest reading)")
+        lines.append("  (the bytes leave a choice: buffers that are marked as such are the likeliest reading)")
     for wish in picture.suppression:
         asked = {"driver": "the driver asks the device", "device": "the device asks the driver"}[wish.side]
         lines += folded(f"{asked}: {wish.meaning}")
@@ -236,7 +236,8 @@ def buffers(picture: RingPicture, most: int) -> Iterator[str]:
         path = " → ".join(map(str, chain.descriptors[:8])) + (" → …" if len(chain.descriptors) > 8 else "")
         size = f"{chain.readable} readable, {chain.writable} writable bytes"
         what = f"{size}, descriptors {path}" if path else f"{chain.writable} writable bytes, no longer in the ring"
-        yield f"  #{chain.number:<4} id {chain.id:<5} {STATES[chain.state]:<28} {what}"[:WIDTH]
+        state = STATES[chain.state] if chain.certain else f"perhaps {STATES[chain.state]}"
+        yield f"  #{chain.number:<4} id {chain.id:<5} {state:<23} {what}"[:WIDTH]
     if len(picture.chains) > most:
         yield f"  … {len(picture.chains) - most} more"
 

@@ -99,11 +99,11 @@ class Mark:
 
 
 @frozen
-class Chain:
+class ChainPicture:
     """A buffer that is with the device, or on its way back.
 
     id: head (split) or buffer id (packed); descriptors: the ring's slots it takes, as far as they can still be seen;
-    readable, writable: bytes; state: as of its descriptors.
+    readable, writable: bytes; state: as of its descriptors; certain: False where the bytes leave a choice.
     """
 
     number: int
@@ -112,6 +112,7 @@ class Chain:
     descriptors: tuple[int, ...]
     readable: int
     writable: int
+    certain: bool = True
 
 
 @frozen
@@ -138,7 +139,7 @@ class RingPicture:
     exact: bool
     outstanding: int | None
     descriptors: tuple[Descriptor, ...]
-    chains: tuple[Chain, ...]
+    chains: tuple[ChainPicture, ...]
     available: tuple[Entry, ...]
     used: tuple[Entry, ...]
     marks: tuple[Mark, ...]

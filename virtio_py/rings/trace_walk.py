@@ -12,7 +12,7 @@ from virtio_py.memory import GuestMemory
 from virtio_py.rings.engine import REFERENCE
 from virtio_py.rings.kernels import Memory, locate, mapped
 from virtio_py.rings.kernels import common as k
-from virtio_py.rings.picture import Chain, Descriptor, Problem, problem
+from virtio_py.rings.picture import ChainPicture, Descriptor, Problem, problem
 from virtio_py.rings.places import LAYOUTS
 from virtio_py.rings.queue import MAX_CHAIN, Held, QueueState
 from virtio_py.spec import Feature, bit
@@ -140,9 +140,9 @@ class Walk:
             return None
         return self.source.memory.view(address, length)
 
-    def chain(self, number: int, state: str) -> Chain:
+    def chain(self, number: int, state: str, certain: bool = True) -> ChainPicture:
         """What was found."""
-        return Chain(number, self.id, state, tuple(self.index), self.readable, self.writable)
+        return ChainPicture(number, self.id, state, tuple(self.index), self.readable, self.writable, certain)
 
 
 def flag_names(kind: type[IntFlag], flags: int) -> tuple[str, ...]:
