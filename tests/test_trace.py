@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from virtio_py.errors import MemoryFault, PeerError, UsageError
 from virtio_py.memory import Arena, Buffer, GuestMemory
 from virtio_py.rings.chain import Chain
-from virtio_py.rings.drawing import WIDTH, draw
+from virtio_py.rings.drawing import MAX_WIDTH, draw
 from virtio_py.rings.engine import REFERENCE
 from virtio_py.rings.layouts import pvirtq_desc, pvirtq_event_suppress, virtq_avail, virtq_desc, virtq_used
 from virtio_py.rings.picture import RingPicture
@@ -253,7 +253,7 @@ def shape(message: str) -> str:
 def test_arbitrary_bytes_make_a_picture(layout: str, size: int, data: bytes, features: int | None, at: int) -> None:
     picture = picture_of_bytes(layout, size, data, at, features=features)
     text = draw(picture, rows=6)
-    assert max(map(len, text.splitlines())) <= WIDTH
+    assert max(map(len, text.splitlines())) <= MAX_WIDTH
     assert json.loads(json.dumps(picture.as_dict()))["size"] == size
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from virtio_py.errors import MemoryFault, MessageError, UsageError
-from virtio_py.rings.drawing import ROWS, draw
+from virtio_py.rings.drawing import MAX_ROWS, draw
 from virtio_py.rings.picture import RingPicture
 from virtio_py.rings.places import LAYOUTS
 from virtio_py.rings.trace import as_memory, default_areas, picture_of_bytes
@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ring", choices=list(LAYOUTS), help="the layout: draw the virtqueue in the file PATH")
     for option, (metavar, text) in _NUMBERS.items():
         group.add_argument(option, type=_number, metavar=metavar, help=text)
-    group.add_argument("--rows", type=_number, default=ROWS, help=f"rows that a table shows at most; default: {ROWS}")
+    group.add_argument(
+        "--rows", type=_number, default=MAX_ROWS, help=f"rows that a table shows at most; default: {MAX_ROWS}"
+    )
 
 
 def refuse_arguments(args: argparse.Namespace) -> None:

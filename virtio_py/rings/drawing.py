@@ -1,6 +1,6 @@
 """A ring's picture as plain text, as engineers draw it on a whiteboard: boxes, positions as arrows, chains numbered.
 
-No line is longer than WIDTH. Of a long ring, the slots are drawn where something is going on; the rest is counted.
+No line is longer than MAX_WIDTH. Of a long ring, the slots are drawn where something is going on; the rest is counted.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from typing import Final, NamedTuple
 
 from virtio_py.rings.picture import Descriptor, Entry, Mark, RingPicture
 
-WIDTH: Final = 100
+MAX_WIDTH: Final = 100
 """Columns of the longest line."""
 
-ROWS: Final = 24
+MAX_PATH: Final = 8
+"""Descriptors that are named of a chain."""
+
+MAX_ROWS: Final = 24
 """Rows of the longest table, unless more is asked for."""
 
 
-FLAGS: Final = 19
+MAX_FLAGS: Final = 19
 """The widest column of flags: `NEXT WRITE INDIRECT`; what a hostile driver adds to these is cut off."""
 
 
@@ -30,7 +33,7 @@ class Column(NamedTuple):
     right: bool = False
 
 
-def draw(picture: RingPicture, rows: int = ROWS) -> str:
+def draw(picture: RingPicture, rows: int = MAX_ROWS) -> str:
     """The drawing, lines without an end at the last; `rows` is the most that each table shows."""
     sections = [head(picture), SECTIONS[picture.layout](picture, rows), list(buffers(picture, rows))]
     sections += [list(problems(picture, rows))]
@@ -41,7 +44,7 @@ def head(picture: RingPicture) -> list[str]:
     """What this is, who looks, and how much is going on."""
     eyes = {"driver": "seen by its driver", "device": "seen by its device", "memory": "from memory alone"}
     title = f"{picture.layout} virtqueue of {picture.size}, {eyes[picture.seen_by]}: {amount(picture)}"
-    lines = wrap(title, WIDTH, subsequent_indent="  ")
+    lines = wrap(title, MAX_WIDTH, subsequent_indent="  ")
     if not picture.exact:
         lines.append("  (the bytes leave a choice: buffers that are marked as such are the likeliest reading)")
     for wish in picture.suppression:
@@ -52,7 +55,7 @@ def head(picture: RingPicture) -> list[str]:
 
 def folded(text: str) -> list[str]:
     """An indented text in lines that are not too long; the ids of clauses stay whole."""
-    return wrap(text, WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
+    return wrap(text, MAX_WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
 
 
 def amount(picture: RingPicture) -> str:
@@ -73,14 +76,20 @@ def box(columns: Sequence[Column], rows: Sequence[list[str] | str], notes: Seque
     lines = [frame(widths, "┌", "┬", "┐"), cells(columns, widths, [c.title for c in columns])]
     lines += [frame(widths, "├", "┼", "┤")]
     for row, note in zip(rows, notes, strict=True):
-        line = f"│ {row}".ljust(len(lines[0]) - 2) + " │" if isinstance(row, str) else cells(columns, widths, row)
+        line = crossing(row, len(lines[0])) if isinstance(row, str) else cells(columns, widths, row)
         lines += noted(line, note)
     return [*lines, frame(widths, "└", "┴", "┘")]
 
 
 def frame(widths: Sequence[int], left: str, cross: str, right: str) -> str:
     """A horizontal line of the frame."""
-    return left + cross.join("─" * (width + 2) for width in widths) + right
+    return left + cross.join(f"─{'─' * width}─" for width in widths) + right
+
+
+def crossing(text: str, width: int) -> str:
+    """A row that is one text."""
+    left, right = "│ ", " │"
+    return left + text.ljust(width - len(left + right)) + right
 
 
 def cells(columns: Sequence[Column], widths: Sequence[int], values: Sequence[str]) -> str:
@@ -93,9 +102,8 @@ def noted(line: str, note: str) -> list[str]:
     """A row with the arrow that points to it."""
     if not note:
         return [line]
-    if len(line) + len(note) + 3 <= WIDTH:
-        return [f"{line} ◄ {note}"]
-    return [line, *wrap(note, WIDTH, initial_indent="  ▲ ", subsequent_indent="    ")]
+    behind = f"{line} ◄ {note}"
+    return [behind] if len(behind) <= MAX_WIDTH else [line, *wrap(note, MAX_WIDTH, initial_indent="  ▲ ")]
 
 
 def beside(left: Sequence[str], right: Sequence[str], gap: int) -> list[str]:
@@ -169,7 +177,7 @@ def number(chain: int | None) -> str:
 def flags(names: Iterable[str]) -> str:
     """The names, cut off where there are too many."""
     text = " ".join(names)
-    return text if len(text) <= FLAGS else text[: FLAGS - 1] + "…"
+    return text if len(text) <= MAX_FLAGS else text[: MAX_FLAGS - 1] + "…"
 
 
 def split_row(row: Descriptor) -> list[str]:
@@ -199,7 +207,7 @@ def split(picture: RingPicture, most: int) -> list[str]:
     available = ring_box(picture, "available", picture.available, most)
     used = ring_box(picture, "used", picture.used, most)
     both = beside(available, used, 3)
-    return table + (both if max(map(len, both)) <= WIDTH else [*available, "", *used])
+    return table + (both if max(map(len, both)) <= MAX_WIDTH else [*available, "", *used])
 
 
 def ring_box(picture: RingPicture, name: str, entries: Sequence[Entry], most: int) -> list[str]:
@@ -233,11 +241,13 @@ def buffers(picture: RingPicture, most: int) -> Iterator[str]:
     if picture.chains:
         yield " buffers"
     for chain in picture.chains[:most]:
-        path = " → ".join(map(str, chain.descriptors[:8])) + (" → …" if len(chain.descriptors) > 8 else "")
+        path = " → ".join(map(str, chain.descriptors[:MAX_PATH])) + (
+            " → …" if len(chain.descriptors) > MAX_PATH else ""
+        )
         size = f"{chain.readable} readable, {chain.writable} writable bytes"
         what = f"{size}, descriptors {path}" if path else f"{chain.writable} writable bytes, no longer in the ring"
         state = STATES[chain.state] if chain.certain else f"perhaps {STATES[chain.state]}"
-        yield f"  #{chain.number:<4} id {chain.id:<5} {state:<23} {what}"[:WIDTH]
+        yield f"  #{chain.number:<4} id {chain.id:<5} {state:<23} {what}"[:MAX_WIDTH]
     if len(picture.chains) > most:
         yield f"  … {len(picture.chains) - most} more"
 
@@ -258,7 +268,7 @@ def problems(picture: RingPicture, most: int) -> Iterator[str]:
         text = f"{found.where}: {found.message}" if found.where else found.message
         clause = f" [{found.clause}]" if found.clause else ""
         yield from wrap(
-            f"✗ {text}{clause}", WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
+            f"✗ {text}{clause}", MAX_WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
         )
     if len(picture.problems) > most:
         yield f"  … {len(picture.problems) - most} more"

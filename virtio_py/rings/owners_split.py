@@ -13,7 +13,8 @@ from virtio_py.rings.layouts import virtq_avail, virtq_used
 from virtio_py.rings.trace_walk import Source, Survey
 from virtio_py.spec import Feature
 
-INDEX = 0xFFFF
+INDEX: Final = (1 << 8 * virtq_avail(1).field("idx").size) - 1
+"""The mask of a free-running index."""
 
 
 @define
