@@ -82,13 +82,15 @@ def test_need_event_around_the_wrap(old: int, count: int, near: int) -> None:
 REGIONS = st.lists(st.tuples(st.sampled_from([0, 0, 1, 9]), st.integers(1, 20)), min_size=1, max_size=4)
 
 
-@given(REGIONS, st.integers(-4, 110), st.one_of(st.integers(1, 80), st.just(0xFFFFFFFF)))
+@given(REGIONS, st.integers(-4, 110), st.one_of(st.integers(1, 80), st.just(0xFFFFFFFF)), st.sets(st.integers(0, 5)))
 @settings(max_examples=300, deadline=None)
-def test_translation_is_that_of_guest_memory(layout: list[tuple[int, int]], address: int, length: int) -> None:
+def test_translation_is_that_of_guest_memory(
+    layout: list[tuple[int, int]], address: int, length: int, read_only: set[int]
+) -> None:
     regions: list[Region] = []
     at = 0
     for gap, size in layout:
-        regions.append(Region(at + gap, memoryview(bytearray(size))))
+        regions.append(Region(at + gap, memoryview(bytearray(size)), len(regions) not in read_only))
         at += gap + size
     memory = GuestMemory(regions)
     row_of = {a: n for n, r in enumerate(memory.regions) for a in range(r.start, r.end)}
@@ -97,7 +99,8 @@ def test_translation_is_that_of_guest_memory(layout: list[tuple[int, int]], addr
     for name in ENGINES:
         engine = engine_named(name)
         table = engine.memory(memory)
-        assert engine.mapped(table, address, length) == mapped
+        assert engine.mapped(table, address, length, 0) == mapped
+        assert engine.mapped(table, address, length, 2) == (mapped and not rows & read_only)
         assert engine.locate(table, address, length) == (min(rows) if len(rows) == 1 else -1)
 
 

@@ -38,11 +38,6 @@ SHELLS = {
     "devices/blk/direct.py": {"mmap"},  # only a mapping is aligned as O_DIRECT wants it
     "devices/blk/fallocate.py": {"ctypes"},  # the standard library cannot make holes in files
     "rings/kernels/common.py": {"threading"},  # a lock's atomic exchange is the interpreted fence; nothing waits on it
-    "devices/blk/fallocate.py": {"ctypes"},  # holes in files: Python has no fallocate with a mode
-    "devices/blk/direct.py": {"mmap"},  # O_DIRECT asks for aligned memory
-    "transports/vhost_user_client.py": {"socket", "mmap"},  # one connection's descriptors and mappings
-    "transports/vhost_user_server.py": {"socket"},
-    "cli/serve.py": {"socket"},  # a descriptor that was inherited
     "transports/vhost_user_client.py": {"mmap", "socket"},  # one connection: descriptors come in, memory is mapped
     "transports/vhost_user_server.py": {"socket"},  # accepts connections
 }
@@ -107,7 +102,6 @@ NUMBERS = {
     "places.py": {"CACHE_LINE"},
     "queue.py": {"MAX_CHAIN"},  # descriptors
     "exercise.py": {"MOVED, NOTIFICATIONS, SLEEPS, COUNTERS"},  # words of its own report
-    "trace_split.py": {"INDEX"},  # the mask of a 16-bit index
 }
 
 

@@ -160,8 +160,11 @@ class DeviceEnd:
             if value & DeviceStatus.DRIVER_OK:
                 self._resume()
             return
-        if value & DeviceStatus.SUSPEND:
-            self._suspend()
+        if value & DeviceStatus.SUSPEND and self.running and self.features & bit(Feature.SUSPEND):
+            # From here on nothing is taken; before DRIVER_OK, or not negotiated, the bit is ignored.
+            self._suspending = True
+            self.settled()
+            return
         # DEVICE_NEEDS_RESET is the device's: a driver's read-modify-write must neither set nor clear it.
         value &= ~DeviceStatus.SUSPEND
         added = value & ~self._status & ~DeviceStatus.DEVICE_NEEDS_RESET
@@ -194,12 +197,6 @@ class DeviceEnd:
     def suspended(self) -> bool:
         """Whether the device is suspended: SUSPEND is set and DRIVER_OK clear."""
         return bool(self._status & DeviceStatus.SUSPEND)
-
-    def _suspend(self) -> None:
-        """The driver asks to suspend: nothing is taken from here on. Ignored before DRIVER_OK or if not negotiated."""
-        if self.running and self.features & bit(Feature.SUSPEND):
-            self._suspending = True
-            self.settled()
 
     def settled(self) -> None:
         """For a device whose `busy` has ended: completes a suspension that waited for it."""
