@@ -41,6 +41,7 @@ FAULTS: Final[dict[int, Fault]] = {
         "chain {id} has a readable descriptor behind a writable one",
     ),
     k.NOT_MEMORY: Fault(MemoryFault, "", "", "descriptor {at} of chain {id} names bytes that are not memory"),
+    k.TABLE_NOT_MEMORY: Fault(MemoryFault, "", "", "the indirect table of chain {id}, {at} bytes, is not memory"),
     k.INDIRECT_NOT_NEGOTIATED: Fault(
         RingError,
         "split.driver.indirect-descriptors.1",

@@ -136,7 +136,7 @@ class Walk:
             return None
         if locate(self.survey.guest, address, length) < 0:
             if self.source.complete:
-                self.report(k.NOT_MEMORY, where, length)
+                self.report(k.TABLE_NOT_MEMORY, where, length)
             return None
         return self.source.memory.view(address, length)
 

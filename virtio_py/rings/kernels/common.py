@@ -151,6 +151,7 @@ USED_ID = 16
 USED_NOT_OUTSTANDING = 17
 USED_LENGTH = 18
 USED_ORDER = 19
+TABLE_NOT_MEMORY = 20
 BATCH_FULL = 99  # not a fault of the peer's: no room for the segments of one more chain
 
 MAX_CHAIN_BYTES = 1 << 32

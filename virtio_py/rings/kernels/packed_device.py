@@ -39,6 +39,7 @@ from virtio_py.rings.kernels.common import (
     SIZE,
     SLOTS,
     START,
+    TABLE_NOT_MEMORY,
     TOO_LONG,
     TOO_MANY_BYTES,
     USED_WRAP,
@@ -162,7 +163,7 @@ def packed_walk_indirect(
         return INDIRECT_SIZE
     row = locate(memory, address, length)
     if row < 0:
-        return NOT_MEMORY
+        return TABLE_NOT_MEMORY
     table = address - memory.rows[row * ROW + START]
     for entry in range(length // DESC_SIZE):
         # Of an entry's flags only WRITE means anything, and its id nothing.

@@ -39,6 +39,7 @@ from virtio_py.rings.kernels.common import (
     SIZE,
     SLOTS,
     START,
+    TABLE_NOT_MEMORY,
     TOO_LONG,
     TOO_MANY_BYTES,
     WRITABLE,
@@ -99,7 +100,7 @@ def split_walk(ring: SplitRing, state: Words, memory: Memory, batch: Batch, n: i
                 return INDIRECT_SIZE
             row = locate(memory, address, length)
             if row < 0:
-                return NOT_MEMORY
+                return TABLE_NOT_MEMORY
             table, entries = address - memory.rows[row * ROW + START], length // DESC_SIZE
             index, steps, inside = 0, 0, 1
             continue
