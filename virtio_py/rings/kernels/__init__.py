@@ -70,6 +70,7 @@ from virtio_py.rings.kernels.split_driver import (
     split_publish,
     split_take_used,
 )
+from virtio_py.rings.kernels.stress import stress_pattern
 
 __all__ = [
     "COUNTERS",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from struct import Struct
 from threading import Lock
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -225,6 +226,22 @@ def store_packed_descriptor(
 ) -> None:
     """Writes a pvirtq_desc of an indirect table that the device has not been shown yet."""
     _PACKED.pack_into(memory.views[row], offset, address, length, ident, flags)
+
+
+_WORD = Struct("<q")
+
+
+@twin
+def load_word(memory: Memory, row: int, offset: int) -> int:
+    """The 8 bytes at `offset` of a region, signed, little-endian, read once."""
+    word: int = _WORD.unpack_from(memory.views[row], offset)[0]
+    return word
+
+
+@twin
+def store_word(memory: Memory, row: int, offset: int, value: int) -> None:
+    """Writes 8 bytes at `offset` of a region."""
+    _WORD.pack_into(memory.views[row], offset, value)
 
 
 # Translation and arithmetic ----------------------------------------------------------------------------------------
