@@ -12,13 +12,22 @@ from types import FunctionType
 from typing import Any
 
 from virtio_py.rings.kernels import packed_device, packed_driver, split_device, split_driver
-from virtio_py.rings.kernels.common import BUFFER, LENGTH, WRITABLE, Batch, Memory, Words, kernel, pause, twin
-
-# What a half reports of a run, by index into its counters. STOP goes the other way: whoever watches the run sets it
-# when the other half has failed, and this one would wait for ever.
-MOVED, NOTIFICATIONS, SLEEPS, STOP, COUNTERS = 0, 1, 2, 3, 4
-
-STOPPED = 98  # not a fault of the peer's: STOP was set
+from virtio_py.rings.kernels.common import (
+    BUFFER,
+    LENGTH,
+    MOVED,
+    NOTIFICATIONS,
+    SLEEPS,
+    STOP,
+    STOPPED,
+    WRITABLE,
+    Batch,
+    Memory,
+    Words,
+    kernel,
+    pause,
+    twin,
+)
 
 add, publish, take_used = split_driver.split_add, split_driver.split_publish, split_driver.split_take_used
 available_notification_due = split_driver.split_available_notification_due

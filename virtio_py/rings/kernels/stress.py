@@ -13,17 +13,40 @@ from typing import Any
 
 from virtio_py.rings.kernels.common import (
     ADDRESS,
+    ANSWER,
     BUFFER,
+    BYTES,
+    FILLING,
     FIRST,
     ID,
     LAST,
     LENGTH,
     MIDDLE,
+    MIX_HIGH,
+    MIX_NUMBER,
+    MIX_WHOSE,
+    MIX_WORD,
+    MOVED,
+    NOT_SENT,
+    NUMBER,
+    OWNER,
+    PLACE,
+    READABLE_BYTES,
+    REQUEST,
     ROW,
     SEGMENT,
+    SHORT,
     SIZE,
     START,
+    STOP,
+    STOPPED,
     WRITABLE,
+    WRITABLE_BYTES,
+    WRONG_ANSWER,
+    WRONG_FILLING,
+    WRONG_LENGTH,
+    WRONG_ORDER,
+    WRONG_REQUEST,
     Batch,
     Memory,
     Words,
@@ -34,9 +57,6 @@ from virtio_py.rings.kernels.common import (
     store_word,
 )
 from virtio_py.rings.kernels.exercise import (
-    MOVED,
-    STOP,
-    STOPPED,
     add,
     complete,
     device_notifications,
@@ -46,40 +66,22 @@ from virtio_py.rings.kernels.exercise import (
     take,
     take_used,
 )
+from virtio_py.rings.layouts import signed_word
 
-# What a half counts besides what exercises count.
-BYTES, STRESS_COUNTERS = 4, 5
-
-# The pieces of memory that buffers use by turns: readable bytes first, writable ones behind them.
-WORD = 8
-READABLE_BYTES, WRITABLE_BYTES, PIECE = 2 * WORD, 3 * WORD, 64
-
-# Whose pattern it is.
-REQUEST, ANSWER, FILLING = 1, 2, 3
-
-# What the driver remembers of a buffer, by its id: a row of `owners`.
-NUMBER, PLACE, OWNER = 0, 1, 2
-
-# What can be wrong, behind the faults that rings have.
-WRONG_REQUEST = 101
-WRONG_ANSWER = 102
-WRONG_LENGTH = 103
-WRONG_FILLING = 104
-WRONG_ORDER = 105
-NOT_SENT = 106
+WORD = signed_word.size
 
 
 @kernel
 def stress_pattern(number: int, word: int, whose: int) -> int:
     """63 bits that another number, another word or another's pattern would not have. number: below 2^40."""
-    low = (number * 40503 + word * 2654435 + whose * 97) & 0xFFFFFFFF
-    return low | ((low ^ number ^ 0x5A5A5A5A) & 0x7FFFFFFF) << 32
+    low = (number * MIX_NUMBER + word * MIX_WORD + whose * MIX_WHOSE) & 0xFFFFFFFF
+    return low | ((low ^ number ^ MIX_HIGH) & 0x7FFFFFFF) << 32
 
 
 @kernel
 def stress_length(number: int) -> int:
     """How many bytes the device writes to a buffer."""
-    return WORD if number % 5 == 0 else WRITABLE_BYTES
+    return WORD if number % SHORT == 0 else WRITABLE_BYTES
 
 
 @kernel
@@ -134,7 +136,7 @@ def stress_check(memory: Memory, place: int, number: int, length: int) -> int:
 def stress_serve(memory: Memory, batch: Batch, n: int, number: int) -> int:
     """Checks row n of what was taken, which has to be buffer `number`, and answers it. 0, or what is wrong."""
     first, middle = batch.buffers[n * BUFFER + FIRST], batch.buffers[n * BUFFER + MIDDLE]
-    if middle != first + 1 or batch.buffers[n * BUFFER + LAST] != first + 2:
+    if middle != first + 1 or batch.buffers[n * BUFFER + LAST] != middle + 1:
         return WRONG_REQUEST
     if batch.segments[first * SEGMENT + SIZE] != READABLE_BYTES:
         return WRONG_REQUEST
