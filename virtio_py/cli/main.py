@@ -12,7 +12,7 @@ from typing import Final
 
 from virtio_py.errors import VirtioError
 
-COMMANDS: Final = ("demo", "inspect", "serve")
+COMMANDS: Final = ("bench", "demo", "inspect", "serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

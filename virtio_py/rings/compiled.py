@@ -180,6 +180,17 @@ def _store_packed_descriptor(
     _store16(at + _PACKED_FLAGS, flags)
 
 
+@_jit  # type: ignore[untyped-decorator]  # numba's options for it have no types
+def _load_word(memory: Any, row: int, offset: int) -> int:
+    word: int = _load64(memory.rows[row * ROW + HOST] + offset)
+    return word
+
+
+@_jit  # type: ignore[untyped-decorator]  # numba's options for it have no types
+def _store_word(memory: Any, row: int, offset: int, value: int) -> None:
+    _store64(memory.rows[row * ROW + HOST] + offset, value)
+
+
 _LINE_PAIR = 128
 
 COMPILED_TWINS: dict[str, Callable[..., Any]] = {
@@ -194,6 +205,8 @@ COMPILED_TWINS: dict[str, Callable[..., Any]] = {
     "store_split_descriptor": _store_split_descriptor,
     "load_packed_descriptor": _load_packed_descriptor,
     "store_packed_descriptor": _store_packed_descriptor,
+    "load_word": _load_word,
+    "store_word": _store_word,
 }
 
 assert COMPILED_TWINS.keys() == TWINS.keys(), "every twin has a compiled body"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from construct import Array, Int16ul, Int32ul, Int64ul, Struct
+from construct import Array, Int16ul, Int32ul, Int64sl, Int64ul, Struct
 
 from virtio_py.records import Record, RecordFamily, Register, Rule
 from virtio_py.spec import VirtqDescFlag
@@ -74,3 +74,6 @@ pvirtq_event_suppress = Record(
     ),
     cite="2.8.14 Event Suppression Structure Format",
 )
+
+signed_word = Record("signed_word", Struct("value" / Int64sl))
+"""What a stress run fills buffers with."""

@@ -31,6 +31,7 @@ side, forbid just that: at least one side sees what the other stored.
 from __future__ import annotations
 
 from virtio_py.rings.kernels.common import (
+    COUNTERS,
     KERNELS,
     TWINS,
     Batch,
@@ -43,7 +44,6 @@ from virtio_py.rings.kernels.common import (
     mapped,
     need_event,
 )
-from virtio_py.rings.kernels.exercise import COUNTERS
 from virtio_py.rings.kernels.packed_device import (
     packed_complete,
     packed_device_notifications,
@@ -70,6 +70,7 @@ from virtio_py.rings.kernels.split_driver import (
     split_publish,
     split_take_used,
 )
+from virtio_py.rings.kernels.stress import stress_pattern
 
 __all__ = [
     "COUNTERS",
@@ -102,4 +103,5 @@ __all__ = [
     "split_take",
     "split_take_used",
     "split_used_notification_due",
+    "stress_pattern",
 ]

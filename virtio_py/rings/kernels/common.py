@@ -6,7 +6,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
-from virtio_py.rings.layouts import pvirtq_desc, virtq_desc
+from virtio_py.rings.layouts import pvirtq_desc, signed_word, virtq_desc
 
 Words: TypeAlias = "memoryview[int]"
 """A sequence of machine words, loaded and stored whole: a cast memoryview interpreted, a numpy array compiled."""
@@ -154,10 +154,36 @@ USED_ORDER = 19
 TABLE_NOT_MEMORY = 20
 BATCH_FULL = 99  # not a fault of the peer's: no room for the segments of one more chain
 
+STOPPED = 98  # not a fault of the peer's: STOP was set
+
 MAX_CHAIN_BYTES = 1 << 32
+
+# What a half that is kept busy reports of a run, by index into its counters. STOP goes the other way: whoever watches
+# the run sets it when the other half has failed, and this one would wait for ever. BYTES: only where they are checked.
+MOVED, NOTIFICATIONS, SLEEPS, STOP, BYTES, COUNTERS = 0, 1, 2, 3, 4, 5
 
 DESC_SIZE = virtq_desc.size
 F_NEXT, F_WRITE, F_INDIRECT = 1, 2, 4
+
+
+# Stress: what is in the bytes -------------------------------------------------------------------------------------
+
+# A buffer's piece of memory: its readable bytes first, its writable ones behind them.
+READABLE_BYTES, WRITABLE_BYTES, PIECE = 16, 24, 64
+# Whose pattern it is, and what patterns are mixed from.
+REQUEST, ANSWER, FILLING = 1, 2, 3
+MIX_NUMBER, MIX_WORD, MIX_WHOSE, MIX_HIGH = 40503, 2654435, 97, 0x5A5A5A5A
+# Every so many buffers one is not written in full.
+SHORT = 5
+# What the driver remembers of a buffer, by its id: a row of `owners`.
+NUMBER, PLACE, OWNER = 0, 1, 2
+# What can be wrong besides faults.
+WRONG_REQUEST = 101  # what the device reads is not buffer number so-and-so
+WRONG_ANSWER = 102
+WRONG_LENGTH = 103
+WRONG_FILLING = 104  # the device wrote where it did not say so
+WRONG_ORDER = 105
+NOT_SENT = 106
 
 
 # Accesses to shared memory: the only bodies that differ between engines --------------------------------------------
@@ -227,6 +253,22 @@ def store_packed_descriptor(
 ) -> None:
     """Writes a pvirtq_desc of an indirect table that the device has not been shown yet."""
     _PACKED.pack_into(memory.views[row], offset, address, length, ident, flags)
+
+
+_WORD = signed_word.codec
+
+
+@twin
+def load_word(memory: Memory, row: int, offset: int) -> int:
+    """The 8 bytes at `offset` of a region, signed, little-endian, read once."""
+    word: int = _WORD.unpack_from(memory.views[row], offset)[0]
+    return word
+
+
+@twin
+def store_word(memory: Memory, row: int, offset: int, value: int) -> None:
+    """Writes 8 bytes at `offset` of a region."""
+    _WORD.pack_into(memory.views[row], offset, value)
 
 
 # Translation and arithmetic ----------------------------------------------------------------------------------------

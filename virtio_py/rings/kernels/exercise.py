@@ -1,4 +1,4 @@
-"""Both halves of a ring kept busy: what a benchmark and a stress run, each half wholly in one kernel.
+"""Both halves of a ring kept busy: what a benchmark runs, each half wholly in one kernel, or both in one by turns.
 
 Written once for both layouts: in this module's own namespace `add` is `split_add`, and so on; the packed kernels are
 the same code objects in a namespace where it is `packed_add`.
@@ -12,10 +12,22 @@ from types import FunctionType
 from typing import Any
 
 from virtio_py.rings.kernels import packed_device, packed_driver, split_device, split_driver
-from virtio_py.rings.kernels.common import BUFFER, LENGTH, WRITABLE, Batch, Memory, Words, kernel, pause, twin
-
-# What a half reports of a run, by index into its counters.
-MOVED, NOTIFICATIONS, SLEEPS, COUNTERS = 0, 1, 2, 3
+from virtio_py.rings.kernels.common import (
+    BUFFER,
+    LENGTH,
+    MOVED,
+    NOTIFICATIONS,
+    SLEEPS,
+    STOP,
+    STOPPED,
+    WRITABLE,
+    Batch,
+    Memory,
+    Words,
+    kernel,
+    pause,
+    twin,
+)
 
 add, publish, take_used = split_driver.split_add, split_driver.split_publish, split_driver.split_take_used
 available_notification_due = split_driver.split_available_notification_due
@@ -93,6 +105,8 @@ def exercise_driver(
             return -got
         received += got
         if got == 0:
+            if counters[STOP]:
+                return STOPPED
             if not sleeps:
                 pause()
             elif not driver_notifications(ring, state, True):
@@ -131,10 +145,70 @@ def exercise_device(
             if used_notification_due(ring, state) and sleeps:
                 counters[NOTIFICATIONS] += 1
                 signal(call)
+        elif counters[STOP]:
+            return STOPPED
         elif not sleeps:
             pause()
         elif not device_notifications(ring, state, True):
             counters[SLEEPS] += 1
             await_signal(kick)
     counters[MOVED] = moved
+    return 0
+
+
+@for_each_layout
+def exercise_both(
+    ring: Any,
+    state: Words,
+    shadow: Words,
+    memory: Memory,
+    batch: Batch,
+    done: Batch,
+    counters: Words,
+    device_ring: Any,
+    device_state: Words,
+    device_shadow: Words,
+    device_memory: Memory,
+    device_batch: Batch,
+    device_counters: Words,
+    total: int,
+    at_once: int,
+    kick: int,
+    call: int,
+) -> int:
+    """Both halves by turns in one thread: a batch there and back, then the next one. 0, or a fault.
+
+    What the loops cost without a second core, and the only way to run them without one. Each half sleeps whenever it
+    has nothing to do, and so sleeps as often as two could.
+    """
+    moved = 0
+    sleeps = kick >= 0
+    driver_notifications(ring, state, sleeps)
+    device_notifications(device_ring, device_state, sleeps)
+    while moved < total:
+        add(ring, state, shadow, memory, batch, min(at_once, total - moved))
+        publish(ring, state)
+        if available_notification_due(ring, state) and sleeps:
+            counters[NOTIFICATIONS] += 1
+            signal(kick)
+            await_signal(kick)
+        got = take(device_ring, device_state, device_shadow, device_memory, device_batch, at_once)
+        if got < 0:
+            return -got
+        for n in range(got):
+            device_batch.buffers[n * BUFFER + LENGTH] = device_batch.buffers[n * BUFFER + WRITABLE]
+        complete(device_ring, device_state, device_shadow, device_batch, got)
+        if used_notification_due(device_ring, device_state) and sleeps:
+            device_counters[NOTIFICATIONS] += 1
+            signal(call)
+            await_signal(call)
+        if sleeps:
+            device_notifications(device_ring, device_state, True)
+        got = take_used(ring, state, shadow, done, at_once)
+        if got < 0:
+            return -got
+        if sleeps:
+            driver_notifications(ring, state, True)
+        moved += got
+    counters[MOVED] = device_counters[MOVED] = moved
     return 0
