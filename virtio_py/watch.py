@@ -20,7 +20,7 @@ class Watch(NamedTuple):
 
     fd: int
     events: int
-    ready: Callable[[], None]
+    ready: Callable[[], object]
 
 
 def wait_ready(watches: Sequence[Watch], timeout: float | None, *readable: int) -> list[Watch]:
