@@ -22,7 +22,7 @@ FLOORS = [
     {"records"},
     {"memory", "pci"},
     {"rings"},
-    {"status"},
+    {"status", "watch"},
     {"device", "driver"},
     {"devices"},
     {"transports"},
@@ -34,6 +34,8 @@ FLOOR = {unit: n for n, floor in enumerate(FLOORS) for unit in floor}
 STRANGERS = {("transports", "devices"), ("devices", "transports")}
 OUTSIDE = {"socket", "mmap", "threading", "ctypes"}
 SHELLS = {
+    "devices/console/endpoint_pty.py": {"ctypes"},  # inotify
+    "devices/console/endpoint_unix.py": {"socket"},
     "rings/kernels/common.py": {"threading"},  # a lock's atomic exchange is the interpreted fence; nothing waits on it
 }
 """Who may touch the operating system, and what with; every other module does no I/O and starts no thread."""

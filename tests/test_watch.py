@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from select import POLLIN, POLLOUT
 
 import pytest
 from attrs import define, field
 
+from tests.vhost_user_frontend import R
+from tests.vhost_user_socket import await_, connected
 from virtio_py.device import DeviceEnd
 from virtio_py.devices.entropy import EntropyDevice, EntropyDriver
 from virtio_py.errors import RequestError
 from virtio_py.spec import DeviceStatus
 from virtio_py.transports.in_process import InProcess
+from virtio_py.transports.vhost_user_server import Server, listening
 from virtio_py.watch import Watch, wait_ready
 
 
@@ -82,3 +89,21 @@ def test_a_fault_found_while_attending_needs_a_reset(pipe: tuple[int, int]) -> N
     assert isinstance(end.fault, RequestError)
     assert end.read_status() & DeviceStatus.DEVICE_NEEDS_RESET
     assert transport.config_notifications == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="serving vhost-user needs Linux")
+def test_the_vhost_user_loop_attends_between_messages(pipe: tuple[int, int], tmp_path: Path) -> None:
+    device, path = Watching(fd=pipe[0]), str(tmp_path / "sock")
+    server = Server(device, log=lambda line: None)
+    with listening(path) as listener:
+        thread = threading.Thread(target=server.serve, args=[listener])
+        thread.start()
+        with connected(path) as client:
+            for text in (b"one", b"two"):
+                os.write(pipe[1], text)
+                await_(partial(device.read.__contains__, text), "the pipe is read")
+                assert client.ask(R.GET_QUEUE_NUM) == 1
+        server.stop()
+        thread.join(10)
+    server.close()
+    assert device.read == [b"one", b"two"]
