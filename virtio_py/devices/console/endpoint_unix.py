@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 from collections.abc import Mapping, Sequence
 from select import POLLERR, POLLHUP, POLLIN, POLLOUT, poll
 
 from virtio_py.devices.console.endpoints import IOV_MOST
 from virtio_py.devices.console.layout import ConsoleSize
+from virtio_py.errors import UsageError
 
 
 class UnixEndpoint:
-    """Listens at `path`, which is removed at the end. Raises OSError where it cannot.
+    """Listens at `path`, which is removed at the end. Raises UsageError where it cannot.
 
     The next client waits in the socket's backlog, as long as one is there.
     """
@@ -28,14 +30,7 @@ class UnixEndpoint:
         self.path = path
         self._client: socket.socket | None = None
         self._ended = False
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._listener.bind(path)
-        except OSError as error:
-            self._listener.close()
-            raise OSError(error.errno, error.strerror, path) from error
-        self._listener.listen(8)
-        self._listener.setblocking(False)
+        self._listener = _listener(path)
 
     @property
     def connected(self) -> bool:
@@ -104,3 +99,30 @@ class UnixEndpoint:
         self._listener.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
+
+
+def _listener(path: str) -> socket.socket:
+    """A socket that listens at `path`; one that a dead process left behind is replaced."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if _is_dead(path):
+                os.unlink(path)
+        listener.bind(path)
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"{path}: {error.strerror or error}") from error
+    listener.listen(8)
+    listener.setblocking(False)
+    return listener
+
+
+def _is_dead(path: str) -> bool:
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+    return False
