@@ -22,7 +22,7 @@ FLOORS = [
     {"records"},
     {"memory", "pci"},
     {"rings"},
-    {"config_space", "status"},
+    {"config_space", "status", "watch"},
     {"device", "driver"},
     {"devices"},
     {"transports"},
@@ -37,6 +37,8 @@ SHELLS = {
     "cli/serve.py": {"socket"},  # listens where the command line says
     "devices/blk/direct.py": {"mmap"},  # only a mapping is aligned as O_DIRECT wants it
     "devices/blk/fallocate.py": {"ctypes"},  # the standard library cannot make holes in files
+    "devices/console/endpoint_pty.py": {"ctypes"},  # inotify
+    "devices/console/endpoint_unix.py": {"socket"},
     "rings/kernels/common.py": {"threading"},  # a lock's atomic exchange is the interpreted fence; nothing waits on it
     "transports/vhost_user_client.py": {"mmap", "socket"},  # one connection: descriptors come in, memory is mapped
     "transports/vhost_user_server.py": {"socket"},  # accepts connections

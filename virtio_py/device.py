@@ -19,6 +19,7 @@ from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.rings.queue import DeviceQueue, QueueConfig, QueueState
 from virtio_py.spec import DeviceId, DeviceStatus, Feature, bit
 from virtio_py.status import RING_FEATURES, FeatureNeeds, missing_needs
+from virtio_py.watch import Watch
 
 
 class QueueSpec(NamedTuple):
@@ -83,6 +84,10 @@ class Device:
 
     def queue_reset(self, index: int) -> None:
         """The driver has reset one queue (2.6.1): forgets its deferred chains."""
+
+    def watch(self) -> Sequence[Watch]:
+        """The descriptors behind the device that it waits for now; asked before every wait, by whatever serves it."""
+        return ()
 
     def reset(self) -> None:
         """Forgets everything that a driver did, deferred chains included; nothing may be completed afterwards."""
@@ -329,6 +334,13 @@ class DeviceEnd:
             error.queue = index if error.queue is None else error.queue
             self.needs_reset(error)
             return False
+
+    def attend(self, watch: Watch) -> None:
+        """One of the descriptors that `Device.watch` named is ready. A fault found on the way ends as in any queue."""
+        try:
+            watch.ready()
+        except PeerError as error:
+            self.needs_reset(error)
 
 
 def serve(device: Device, queue: DeviceQueue, budget: int = 4) -> bool:

@@ -15,6 +15,7 @@ from virtio_py.memory import Arena, GuestMemory
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.rings.queue import DriverQueue
 from virtio_py.status import RING_FEATURES
+from virtio_py.watch import wait_ready
 
 
 class InProcess(Transport):
@@ -131,9 +132,16 @@ class InProcess(Transport):
         return True
 
     def wait(self, timeout: float) -> None:
-        """Lets the device work. With nothing to deliver, nobody else can change anything: sleeps the time away."""
-        if not self.step():
+        """Lets the device work. With nothing to deliver, only what stands behind the device can change anything:
+        waits for that, or sleeps the time away."""
+        if self.step():
+            return
+        watches = self.end.device.watch()
+        if not watches:
             time.sleep(timeout)
+            return
+        for watch in wait_ready(watches, timeout):
+            self.end.attend(watch)
 
     def close(self) -> None:
         """Nothing is held."""

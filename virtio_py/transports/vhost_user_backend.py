@@ -31,6 +31,7 @@ from virtio_py.transports.vhost_user_messages import (
 )
 from virtio_py.transports.vhost_user_requests import HANDLERS
 from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES, Session, Shell
+from virtio_py.watch import Watch
 
 REFUSED: Final = u64.encode(u64=1)
 ACKNOWLEDGED: Final = u64.encode(u64=0)
@@ -104,6 +105,14 @@ class Backend:
         for ring in self.session.rings:
             if ring.polled:
                 self.session.due(ring.index)
+
+    def watch(self) -> Sequence[Watch]:
+        """The descriptors behind the device that it waits for now, to be asked before every wait."""
+        return self.session.device.watch()
+
+    def attend(self, watch: Watch) -> None:
+        """One of those is ready."""
+        self.session.end.attend(watch)
 
     def serve(self) -> bool:
         """Serves every ring that is due, one budget each. True if something is left to do."""

@@ -27,6 +27,7 @@ from virtio_py.status import RING_FEATURES
 from virtio_py.transports.vhost_user_backend import Backend
 from virtio_py.transports.vhost_user_messages import MAX_FDS, Assembler
 from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES, Shell
+from virtio_py.watch import wait_ready
 
 _ONE: Final = (1).to_bytes(8, "little")
 _POLL_INTERVAL: Final = 0.001
@@ -110,7 +111,13 @@ class Client(Shell):
             more = self._backend.serve()
 
     def _turn(self, more: bool) -> bool:
-        events = dict(self._epoll.poll(0 if more else _POLL_INTERVAL if self._backend.polling else None))
+        timeout = 0 if more else _POLL_INTERVAL if self._backend.polling else None
+        if watches := self._backend.watch():
+            # The device's first, or a front-end that never stops kicking would keep them waiting.
+            for watch in wait_ready(watches, timeout, self._epoll.fileno()):
+                self._backend.attend(watch)
+            timeout = 0
+        events = dict(self._epoll.poll(timeout))
         if self._wake in events:
             return False
         self._backend.poll()

@@ -1,0 +1,1 @@
+"""The console device (5.3), device id 3."""
