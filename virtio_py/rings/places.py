@@ -147,6 +147,10 @@ def device_ring(config: Placed, memory: GuestMemory, features: int, engine: Engi
         _area(memory, config.index, address, part, layout.alignment)
         for address, part in zip(addresses, layout.parts(config.size), strict=True)
     ]
+    for address, _ in written_areas(config, features):
+        region = memory.find(address)
+        if region is None or not region.writable:
+            raise MemoryFault(f"area at {address:#x} is memory that may only be read", queue=config.index)
     row = next(i for i, region in enumerate(memory.regions) if region is memory.find(config.descriptor_area))
     common = {
         "size": config.size,
