@@ -406,6 +406,32 @@ def test_what_is_odd_but_allowed_is_served(case: Case) -> None:
     assert [c.writable.remaining for c in chains] == [0, 0, 1]
 
 
+@every_layout
+def test_memory_that_the_device_may_only_read(case: Case) -> None:
+    """It may be read; it is neither a buffer to write to, nor a place for what of the ring the device writes."""
+    made, villain = stage(case)
+    shared = villain.memory.regions[1].view
+    only = GuestMemory([*villain.memory.regions, Region(1 << 32, shared, writable=False)])
+    made.device.adopt(made.device.bind(only))
+    villain.memory.write(LOW, b"read me")
+    villain.chain((1 << 32, 7, 0))
+    villain.chain((1 << 32, 7, WRITE), at=1, ident=1)
+    [chain] = made.device.take()
+    assert chain.readable.read_all() == b"read me"
+    with pytest.raises(MemoryFault):
+        made.device.take()
+    for area, allowed in (("descriptor", case.layout == "split"), ("driver", True), ("device", False)):
+        config = QueueConfig(0, "queue", SIZE)
+        config.descriptor_area, config.driver_area, config.device_area = made.device.areas
+        setattr(config, f"{area}_area", 1 << 32)
+        if allowed:
+            config.activate(only, case.features, case.engine, made.notify)
+            continue
+        with pytest.raises(MemoryFault) as caught:
+            config.activate(only, case.features, case.engine, made.notify)
+        assert caught.value.queue == 0
+
+
 @pytest.mark.clause("split.device.indirect-descriptors.2")
 @pytest.mark.clause("split.device.indirect-descriptors.1")
 @pytest.mark.parametrize("engine", ENGINES)
