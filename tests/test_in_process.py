@@ -442,3 +442,58 @@ def test_after_needs_reset_nothing_is_used_any_more(case: Case) -> None:
     assert (bytes(carrier.arena.memory.regions[0].view), carrier.used_notifications) == before
     with pytest.raises(NeedsReset):
         driver.wait_used(driver.queues[0], 3)
+
+
+# Suspend (3.4) -----------------------------------------------------------------------------------------------------
+
+RUNNING = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FEATURES_OK | DeviceStatus.DRIVER_OK
+
+
+@pytest.mark.clause("basic.device.device-suspend.2")
+@pytest.mark.clause("basic.device.device-suspend.3")
+@pytest.mark.clause("basic.device.device-suspend.4")
+@pytest.mark.clause("basic.device.device-suspend.6")
+@pytest.mark.clause("basic.device.device-suspend.7")
+@every_case
+def test_a_suspended_device_is_silent_and_goes_on_where_it_stood(case: Case) -> None:
+    device = Reverser(8)
+    features = case.features | bit(Feature.SUSPEND)
+    carrier = InProcess(device, engine=case.engine, memory_size=1 << 16, ring_features=features)
+    driver = Client(carrier, engine=case.engine, features=features).start()
+    buffer, queue = carrier.arena.allocate(4), driver.queues[0]
+    for _ in range(3):
+        queue.add([buffer.extent], [buffer.extent])
+    driver.kick(queue)
+    carrier.step()
+    assert len(device.kept) == 1
+    carrier.write_status(RUNNING | DeviceStatus.SUSPEND)
+    assert carrier.read_status() == RUNNING & ~DeviceStatus.DRIVER_OK | DeviceStatus.SUSPEND
+    before = bytes(carrier.arena.memory.regions[0].view)
+    used, told = carrier.used_notifications, carrier.config_notifications
+    device.kept.pop().complete()
+    assert carrier.end.available_buffer(0) is False
+    carrier.write_config(0, b"X")
+    carrier.end.configuration_changed()
+    assert bytes(carrier.arena.memory.regions[0].view) == before
+    assert (carrier.used_notifications, carrier.config_notifications) == (used, told)
+    assert device.config == b"abcdefgh"
+    # The byte that resumes is the one that suspended.
+    carrier.write_status(RUNNING | DeviceStatus.SUSPEND)
+    assert carrier.read_status() == RUNNING
+    assert carrier.config_notifications == told + 1
+    assert len(queue.take_used()) == 3
+    queue.add([buffer.extent], [buffer.extent])
+    driver.kick(queue)
+    carrier.step()
+    assert len(queue.take_used()) == 1
+
+
+@pytest.mark.clause("basic.device.device-suspend.1")
+def test_suspend_means_nothing_before_driver_ok_or_without_the_feature() -> None:
+    carrier = InProcess(Reverser(), ring_features=CASES[0].features | bit(Feature.SUSPEND))
+    carrier.write_status(DeviceStatus.ACKNOWLEDGE | DeviceStatus.SUSPEND)
+    assert carrier.read_status() == DeviceStatus.ACKNOWLEDGE
+    _, carrier, driver = start(CASES[0], 4)
+    carrier.write_status(RUNNING | DeviceStatus.SUSPEND)
+    assert carrier.read_status() == RUNNING
+    assert driver.transact(driver.queues[0], [b"on"], [2])[0] == [b"no"]
