@@ -12,7 +12,7 @@ from typing import ClassVar, Final, NamedTuple, Protocol
 from attrs import define, field
 
 from virtio_py.config_space import ConfigSpace
-from virtio_py.errors import NegotiationError, PeerError, UsageError
+from virtio_py.errors import MessageError, NegotiationError, PeerError, UsageError
 from virtio_py.memory import GuestMemory
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.engine import REFERENCE, Engine
@@ -118,11 +118,8 @@ class DeviceEnd:
     _config_pending: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._configs = self._fresh_configs()
+        self._configs = [QueueConfig(i, spec.name, spec.size) for i, spec in enumerate(self.device.queues())]
         self._space = ConfigSpace(self.device.read_config, self.device.write_config)
-
-    def _fresh_configs(self) -> list[QueueConfig]:
-        return [QueueConfig(i, spec.name, spec.size) for i, spec in enumerate(self.device.queues())]
 
     # Features (2.2)
 
@@ -228,7 +225,7 @@ class DeviceEnd:
         for queue in self._queues.values():
             queue.stop()
         self._queues.clear()
-        self._configs = self._fresh_configs()
+        self._configs = [config.fresh() for config in self._configs]
         self._space.reset()
         self._suspending = self._config_pending = False
         self.device.reset()
@@ -313,7 +310,7 @@ class DeviceEnd:
             raise NegotiationError("a queue reset without VIRTIO_F_RING_RESET", queue=index)
         old = self.queue(index)
         self.stop_queue(index)
-        self._configs[index] = QueueConfig(index, old.name, old.max_size)
+        self._configs[index] = old.fresh()
         self.device.queue_reset(index)
 
     def replace_memory(self, memory: GuestMemory) -> None:
@@ -323,7 +320,21 @@ class DeviceEnd:
             queue.adopt(binding)
         self.memory = memory
 
-    def available_buffer(self, index: int, data: int | None = None) -> bool:
+    def notified(self, data: int) -> bool:
+        """An available buffer notification as it came, 16 or 32 bits (2.9), for the queue that its low half names.
+
+        Where the driver stands, in the high half, is a hint; the ring is what counts. Raises MessageError for a value
+        that stands for no queue. Returns what `available_buffer` does.
+        """
+        name = data & 0xFFFF
+        named = [
+            q.notif_config_data if self.features & bit(Feature.NOTIF_CONFIG_DATA) else q.index for q in self._configs
+        ]
+        if name not in named:
+            raise MessageError(f"notification {data:#x} is for no queue")
+        return self.available_buffer(named.index(name))
+
+    def available_buffer(self, index: int) -> bool:
         """An available buffer notification: serves the queue. True if work is left, beyond the budget of one call."""
         queue = self._queues.get(index)
         if queue is None or not self.running:

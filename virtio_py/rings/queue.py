@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 
 from virtio_py.errors import PeerError, RingError, UsageError
 from virtio_py.memory import Arena, DirtyLog, GuestMemory
@@ -55,7 +55,8 @@ class QueueState:
 class QueueConfig:
     """A virtqueue's registers, as transports set them. Addresses are guest addresses.
 
-    size: the queue size the driver chose, max_size until then; state: where the queue is to begin.
+    size: the queue size the driver chose, max_size until then; state: where the queue is to begin;
+    notif_config_data: with VIRTIO_F_NOTIF_CONFIG_DATA, what notifications of this queue carry instead of its index.
     """
 
     index: int
@@ -65,6 +66,7 @@ class QueueConfig:
     descriptor_area: int = 0
     driver_area: int = 0
     device_area: int = 0
+    notif_config_data: int = field(default=Factory(lambda self: self.index, takes_self=True))
     state: QueueState = QueueState()
 
     def __attrs_post_init__(self) -> None:
@@ -74,6 +76,10 @@ class QueueConfig:
         """The running queue. `notify` sends its used buffer notification. Raises RingError, MemoryFault."""
         self._check_size(features)
         return DeviceQueue(self, memory, features, engine, notify)
+
+    def fresh(self) -> QueueConfig:
+        """The registers as they are after a reset: what the driver wrote is gone, what the device chose stays."""
+        return QueueConfig(self.index, self.name, self.max_size, notif_config_data=self.notif_config_data)
 
     def _check_size(self, features: int) -> None:
         if not 0 < self.size <= min(self.max_size, MAX_QUEUE_SIZE):
@@ -306,6 +312,7 @@ class DriverQueue(Half):
         if not 0 < size <= MAX_QUEUE_SIZE or (layout == "split" and size & (size - 1)):
             raise UsageError(f"a {layout} queue cannot have the size {size}")
         super().__init__(index, size, features, engine)
+        self.notif_config_data = index
         self._arena = arena
         self._tokens: list[Any] = [None] * size
         entries = min(indirect, size) if features & bit(Feature.INDIRECT_DESC) else 0
@@ -359,11 +366,18 @@ class DriverQueue(Half):
 
     @property
     def notification_data(self) -> int:
-        """The 32 bits of an available buffer notification with VIRTIO_F_NOTIFICATION_DATA (2.9)."""
-        position = self._state[k.NEXT_AVAILABLE]
+        """What an available buffer notification carries (2.9): 16 bits, or 32 with VIRTIO_F_NOTIFICATION_DATA.
+
+        The low half is the queue's index, or with VIRTIO_F_NOTIF_CONFIG_DATA the value that the device gave it; the
+        high half is where the driver adds next: a free-running index (split), or a slot and its wrap counter (packed).
+        """
+        value = self.notif_config_data if self.features & bit(Feature.NOTIF_CONFIG_DATA) else self.index
+        if not self.features & bit(Feature.NOTIFICATION_DATA):
+            return value
+        position = int(self._state[k.NEXT_AVAILABLE])
         if self.layout == "packed":
-            position |= self._state[k.AVAILABLE_WRAP] << 15
-        return self.index | int(position) << 16
+            position |= int(self._state[k.AVAILABLE_WRAP]) << 15
+        return value | position << 16
 
     def add(self, readable: Sequence[Extent], writable: Sequence[Extent] = (), token: Any = None) -> None:
         """Makes one buffer available. `token` comes back with it. Raises UsageError when there is no room."""

@@ -112,6 +112,7 @@ class InProcess(Transport):
         config.descriptor_area = queue.descriptor_area
         config.driver_area = queue.driver_area
         config.device_area = queue.device_area
+        queue.notif_config_data = config.notif_config_data
         self.end.enable_queue(queue.index)
 
     def reset_queue(self, index: int) -> None:
@@ -120,15 +121,15 @@ class InProcess(Transport):
 
     def available_buffer(self, index: int, data: int) -> None:
         """A kick; it is delivered by `step`."""
-        self._kicks.append(index)
+        self._kicks.append(data)
 
     def step(self) -> bool:
         """Delivers one kick; False if there is none."""
         if not self._kicks:
             return False
-        index = self._kicks.popleft()
-        if self.end.available_buffer(index):
-            self._kicks.append(index)
+        data = self._kicks.popleft()
+        if self.end.notified(data):
+            self._kicks.append(data)
         return True
 
     def wait(self, timeout: float) -> None:
