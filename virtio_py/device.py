@@ -22,6 +22,16 @@ from virtio_py.status import RING_FEATURES, FeatureNeeds, missing_needs
 from virtio_py.watch import Watch
 
 
+_DRIVERS_BITS: Final = (
+    DeviceStatus.ACKNOWLEDGE
+    | DeviceStatus.DRIVER
+    | DeviceStatus.DRIVER_OK
+    | DeviceStatus.FEATURES_OK
+    | DeviceStatus.FAILED
+)
+"""The status bits that a driver adds by writing them; SUSPEND it asks for."""
+
+
 class QueueSpec(NamedTuple):
     """A virtqueue of a device: its name in the specification, and the largest size the device takes."""
 
@@ -168,8 +178,7 @@ class DeviceEnd:
             self.settled()
             return
         # DEVICE_NEEDS_RESET is the device's: a driver's read-modify-write must neither set nor clear it.
-        value &= ~DeviceStatus.SUSPEND
-        added = value & ~self._status & ~DeviceStatus.DEVICE_NEEDS_RESET
+        added = value & ~self._status & _DRIVERS_BITS
         if added & DeviceStatus.FEATURES_OK and self._refusal() is not None:
             added &= ~DeviceStatus.FEATURES_OK
         if added & DeviceStatus.DRIVER_OK and not (self._status | added) & DeviceStatus.FEATURES_OK:
