@@ -21,7 +21,6 @@ from virtio_py.spec import DeviceId, DeviceStatus, Feature, bit
 from virtio_py.status import RING_FEATURES, FeatureNeeds, missing_needs
 from virtio_py.watch import Watch
 
-
 _DRIVERS_BITS: Final = (
     DeviceStatus.ACKNOWLEDGE
     | DeviceStatus.DRIVER
