@@ -151,7 +151,7 @@ def test_loopback() -> None:
 @pytest.mark.clause("net.driver.automatic-receive-steering.4")
 def test_automatic_steering() -> None:
     wire = Wire()
-    driver, device, transport = pair(wire, pairs=4)
+    driver, device, _ = pair(wire, pairs=4)
     assert [q.name for q in device.queues()][-1] == "controlq"
     with pytest.raises(UsageError):
         driver.send(frame_of(b""), 1)

@@ -65,7 +65,7 @@ class Ack(IntEnum):
 _CONTROL: Final = "5.1.6.5 Control Virtqueue"
 
 virtio_net_ctrl = Record("virtio_net_ctrl", Struct("class_" / Int8ul, "command" / Int8ul), cite=_CONTROL)
-"""The head of a command, whose `class` is a word of Python; command-specific-data, `ack` and command-specific-result follow."""
+"""The head of a command, whose `class` is a word of Python; data, `ack` and a result follow."""
 
 virtio_net_ctrl_mac = RecordFamily(
     "virtio_net_ctrl_mac",
