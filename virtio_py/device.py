@@ -303,9 +303,7 @@ class DeviceEnd:
         if index in self._queues:
             raise UsageError(f"queue {index} is enabled already")
         config = self.queue(index)
-        self._queues[index] = config.activate(
-            self.memory, self.features, self.engine, lambda: self._used_buffer(index)
-        )
+        self._queues[index] = config.activate(self.memory, self.features, self.engine, lambda: self._used_buffer(index))
 
     def _used_buffer(self, index: int) -> None:
         self.calls[index] += 1

@@ -55,6 +55,7 @@ from virtio_py.errors import RequestError, UsageError
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
 from virtio_py.spec import DeviceId, bit, mask
+from virtio_py.watch import Watch
 
 _F = NetFeature
 NOT_OFFERED: Final = mask(_F.GSO, _F.GUEST_RSC4, _F.GUEST_RSC6, _F.IPSEC)
@@ -267,9 +268,13 @@ class NetDevice(Device):
         self._counts.clear()
         self.port.reset()
 
-    def watches(self) -> Mapping[int, Callable[[], None]]:
-        """The port's descriptors."""
-        return self.port.watches()
+    def queue_reset(self, index: int) -> None:
+        """The buffers kept of a queue are the driver's again."""
+        self._rooms.pop(index, None)
+
+    def watch(self) -> Sequence[Watch]:
+        """What the port waits for."""
+        return self.port.watch()
 
     def handle(self, queue: DeviceQueue, chain: Chain) -> None:
         """Serves one chain of any queue. Raises RequestError for one that nobody can be told of otherwise."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import ClassVar, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from virtio_py.devices.net.header import Packet
+from virtio_py.watch import Watch
 
 BUDGET: Final = 64
 """How many packets a port takes from the outside at one time: the driver's own work must get its turn."""
@@ -22,7 +23,6 @@ class Port:
     """
 
     offloads: int = 0
-    hears: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._receiver: Receiver | None = None
@@ -59,9 +59,9 @@ class Port:
         """The driver is gone, and what waited for it is of no use to the next."""
         self._held = None
 
-    def watches(self) -> Mapping[int, Callable[[], None]]:
-        """See Device.watches."""
-        return {}
+    def watch(self) -> Sequence[Watch]:
+        """See Device.watch."""
+        return ()
 
     def close(self) -> None:
         """Lets go of what is open."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from select import POLLOUT
 from typing import Final
 
 from virtio_py.devices.net.header import Packet
 from virtio_py.devices.net.layout import ALL_OFFLOADS
 from virtio_py.devices.net.ports.port import BUDGET, Port
+from virtio_py.watch import Watch
 
 _MOST_WAITING: Final = 256
 
@@ -62,7 +64,7 @@ class SinkPort(Port):
 class SourcePort(SinkPort):
     """Sends packets as fast as the driver takes them, as long as there are any.
 
-    ready: a descriptor that can always be read while there is more to send, which makes a loop call us
+    ready: a descriptor that can always be written, which makes a loop call us; without one, room alone does
     """
 
     def __init__(self, packets: Iterator[Packet], ready: int | None = None) -> None:
@@ -84,6 +86,6 @@ class SourcePort(SinkPort):
         if self._ready is None:
             self.pump()
 
-    def watches(self) -> Mapping[int, Callable[[], None]]:
-        """See Device.watches."""
-        return {} if self._ready is None or self.blocked else {self._ready: self.pump}
+    def watch(self) -> Sequence[Watch]:
+        """See Device.watch."""
+        return () if self._ready is None or self.blocked else (Watch(self._ready, POLLOUT, self.pump),)
