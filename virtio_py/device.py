@@ -6,8 +6,9 @@ messages) into the verbs of `DeviceEnd`, and carries out the two verbs of `Notif
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Final, NamedTuple, Protocol
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Final, NamedTuple, Protocol, TypeVar
 
 from attrs import define, field
 
@@ -20,6 +21,8 @@ from virtio_py.rings.queue import DeviceQueue, QueueConfig, QueueState
 from virtio_py.spec import DeviceId, DeviceStatus, Feature, bit
 from virtio_py.status import RING_FEATURES, FeatureNeeds, missing_needs
 from virtio_py.watch import Watch
+
+Result = TypeVar("Result")
 
 _DRIVERS_BITS: Final = (
     DeviceStatus.ACKNOWLEDGE
@@ -110,6 +113,7 @@ class DeviceEnd:
     configuration change notification, all queues stop, and `fault` says what it was until the next reset.
 
     ring_features: mask of the features offered besides the device's own.
+    kicks, calls:  available and used buffer notifications since the last reset, by the index of the queue.
     """
 
     device: Final[Device]
@@ -119,6 +123,8 @@ class DeviceEnd:
     ring_features: int = RING_FEATURES
     fault: PeerError | None = field(default=None, init=False)
     features: int = field(default=0, init=False)
+    kicks: Counter[int] = field(init=False, factory=Counter)
+    calls: Counter[int] = field(init=False, factory=Counter)
     _status: int = field(default=0, init=False)
     _configs: list[QueueConfig] = field(init=False)
     _queues: dict[int, DeviceQueue] = field(init=False, factory=dict)
@@ -235,6 +241,8 @@ class DeviceEnd:
         self._queues.clear()
         self._configs = [config.fresh() for config in self._configs]
         self._space.reset()
+        self.kicks.clear()
+        self.calls.clear()
         self._suspending = self._config_pending = False
         self.device.reset()
 
@@ -300,9 +308,11 @@ class DeviceEnd:
         if index in self._queues:
             raise UsageError(f"queue {index} is enabled already")
         config = self.queue(index)
-        self._queues[index] = config.activate(
-            self.memory, self.features, self.engine, lambda: self.notifier.used_buffer(index)
-        )
+        self._queues[index] = config.activate(self.memory, self.features, self.engine, lambda: self._used_buffer(index))
+
+    def _used_buffer(self, index: int) -> None:
+        self.calls[index] += 1
+        self.notifier.used_buffer(index)
 
     def stop_queue(self, index: int) -> QueueState:
         """Takes a queue out of service and returns where it stood; its chains that are deferred are abandoned."""
@@ -344,15 +354,25 @@ class DeviceEnd:
 
     def available_buffer(self, index: int) -> bool:
         """An available buffer notification: serves the queue. True if work is left, beyond the budget of one call."""
+        self.kicks[index] += 1
+        return self.serve_queue(index)
+
+    def serve_queue(self, index: int) -> bool:
+        """Serves a queue, as on a notification. For a device, too, that needs what may have become available."""
         queue = self._queues.get(index)
-        if queue is None or not self.running:
-            return False
+        return queue is not None and bool(self.attempt(lambda: serve(self.device, queue), index))
+
+    def attempt(self, work: Callable[[], Result], index: int | None = None) -> Result | None:
+        """Does work for a queue, such as a device does on its own initiative: None if it may not work now, or if a
+        PeerError came out of it, which becomes DEVICE_NEEDS_RESET."""
+        if not self.running:
+            return None
         try:
-            return serve(self.device, queue)
+            return work()
         except PeerError as error:
             error.queue = index if error.queue is None else error.queue
             self.needs_reset(error)
-            return False
+            return None
 
     def attend(self, watch: Watch) -> None:
         """One of the descriptors that `Device.watch` named is ready. A fault found on the way ends as in any queue."""

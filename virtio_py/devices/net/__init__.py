@@ -1,0 +1,1 @@
+"""The network device (5.1)."""

@@ -1,0 +1,466 @@
+"""The network device (5.1), the half that serves: a Port behind it, frames of Ethernet in front.
+
+    Device ID       1
+    Virtqueues      0 receiveq1, 1 transmitq1, … 2(N-1) receiveqN, 2(N-1)+1 transmitqN, 2N controlq;
+                    N is max_virtqueue_pairs where VIRTIO_NET_F_MQ or VIRTIO_NET_F_RSS was negotiated, and else 1
+    Configuration   virtio_net_config, read-only
+    Operation       transmitq: header and frame, readable. receiveq: room for header and frame, kept until a frame
+                    comes. controlq: see `control`
+
+Between driver and port stands `segmentation.fit`: either side is given what it can take, and software does the rest.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+from attrs import Attribute, define, field, validators
+
+from virtio_py.device import Device, DeviceEnd, QueueSpec
+from virtio_py.devices.net.control import serve_command
+from virtio_py.devices.net.counters import CoalescingTable, Counts, Role
+from virtio_py.devices.net.filtering import ReceiveFilter
+from virtio_py.devices.net.header import Packet, decode_header, encode_header, header_size, packet_of
+from virtio_py.devices.net.layout import (
+    CONFIG_FIELDS,
+    ETHERNET_HEADER,
+    FEATURE_NEEDS,
+    MAX_FRAME,
+    MAX_PAIRS,
+    MTU_MAX,
+    MTU_MIN,
+    RSS_KEY_BYTES,
+    RSS_TABLE_ENTRIES,
+    SPEED_MAX,
+    SPEED_UNKNOWN,
+    VLAN_TAG,
+    Duplex,
+    Gso,
+    HdrFlag,
+    NetFeature,
+    NetStatus,
+    guest_offloads,
+    missing_any,
+    virtio_net_config,
+    virtio_net_hdr,
+)
+from virtio_py.devices.net.parsing import network_of, vlan_id
+from virtio_py.devices.net.ports.port import Port
+from virtio_py.devices.net.rss import ALL_HASH_TYPES, NO_HASH, PacketHash, Steering
+from virtio_py.devices.net.segmentation import fit, segment_count
+from virtio_py.devices.net.tunnels import ALL_TUNNEL_TYPES
+from virtio_py.errors import RequestError, UsageError
+from virtio_py.rings.chain import Chain
+from virtio_py.rings.queue import DeviceQueue
+from virtio_py.spec import DeviceId, bit, mask
+from virtio_py.watch import Watch
+
+_F = NetFeature
+NOT_OFFERED: Final = mask(_F.GSO, _F.GUEST_RSC4, _F.GUEST_RSC6, _F.IPSEC)
+"""What this device cannot offer: legacy bits, and IPsec, whose structures `ipsec` has."""
+ALL_FEATURES: Final = mask(*_F) & ~NOT_OFFERED
+WIDE_FEATURES: Final = ~((1 << 64) - 1)
+"""Bits that a carrier with a 64-bit feature word cannot name."""
+USUAL_FEATURES: Final = ALL_FEATURES & ~WIDE_FEATURES & ~mask(_F.RSC_EXT, _F.STANDBY)
+"""What is offered unless another mask is given: RSC_EXT would take the checksum's place away from the driver, and a
+standby has to be the standby of something."""
+
+
+def _check_features(device: NetDevice, attribute: Attribute[int], value: int) -> None:
+    if value & ~ALL_FEATURES:
+        raise UsageError(f"features {value & ~ALL_FEATURES:#x} are not this device's to offer")
+
+
+def _check_mac(device: NetDevice, attribute: Attribute[Any], value: bytes | None) -> None:
+    if value is not None and (len(value) != 6 or value[0] & 1):
+        raise UsageError(f"{value.hex(':')} is not the address of a station")
+
+
+def _check_mtu(device: NetDevice, attribute: Attribute[Any], value: int | None) -> None:
+    if value is not None and not MTU_MIN <= value <= MTU_MAX:
+        raise UsageError(f"an MTU of {value} is not from {MTU_MIN} to {MTU_MAX}")
+
+
+def _check_speed(device: NetDevice, attribute: Attribute[Any], value: int | None) -> None:
+    if value not in (None, SPEED_UNKNOWN) and not 0 <= value <= SPEED_MAX:
+        raise UsageError(f"a speed of {value} Mbit/s is not from 0 to {SPEED_MAX}")
+
+
+@define(eq=False)
+class NetDevice(Device):
+    """A network interface. Raises UsageError for a value that cannot be.
+
+    port:      what is at the other end of the link
+    mac:       the address that the driver is given, or None to let it choose
+    pairs:     receive and transmit queues of each kind
+    mtu, speed, duplex: what the driver is told, or None for nothing; bytes without Ethernet's header, Mbit/s
+    features:  mask of what may be offered; a bit is offered where there is also something behind it
+    offloads:  mask of what may be left undone to a packet for the driver
+    """
+
+    device_id: ClassVar[DeviceId] = DeviceId.NET
+    feature_needs = FEATURE_NEEDS
+    port: Port
+    mac: bytes | None = field(default=b"\x52\x54\x00\x12\x34\x56", validator=_check_mac, kw_only=True)
+    pairs: int = field(default=1, validator=[validators.ge(1), validators.le(MAX_PAIRS)], kw_only=True)
+    mtu: int | None = field(default=None, validator=_check_mtu, kw_only=True)
+    speed: int | None = field(default=None, validator=_check_speed, kw_only=True)
+    duplex: Duplex = field(default=Duplex.FULL, converter=Duplex, kw_only=True)
+    queue_size: int = field(default=256, kw_only=True)
+    offered: int = field(default=USUAL_FEATURES, validator=_check_features, kw_only=True)
+    rss_max_key_size: int = field(default=RSS_KEY_BYTES, kw_only=True)
+    rss_max_indirection_table_length: int = field(default=RSS_TABLE_ENTRIES, kw_only=True)
+    supported_hash_types: int = field(default=ALL_HASH_TYPES, kw_only=True)
+    supported_tunnel_types: int = field(default=ALL_TUNNEL_TYPES, kw_only=True)
+    max_rss_contexts: int = field(default=8, kw_only=True)
+    features: int = field(default=0, init=False)
+    offloads: int = field(default=0, init=False)
+    link_up: bool = field(default=True, init=False)
+    filter: ReceiveFilter = field(init=False, factory=ReceiveFilter)
+    steering: Steering = field(init=False, factory=Steering)
+    coalescing: CoalescingTable = field(init=False, factory=CoalescingTable)
+    _announcing: bool = field(default=False, init=False)
+    _own_mac: bytes | None = field(init=False)
+    _header: int = field(default=virtio_net_hdr.size, init=False)
+    _end: DeviceEnd | None = field(default=None, init=False)
+    _rooms: dict[int, deque[Chain]] = field(init=False, factory=dict)
+    _counts: dict[int, Counts] = field(init=False, factory=dict)
+    _starved: bool = field(default=False, init=False)
+    _resuming: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.pairs > 1 and not self.offered & mask(_F.MQ, _F.RSS):
+            raise UsageError("more than one pair of queues takes VIRTIO_NET_F_MQ or VIRTIO_NET_F_RSS")
+        self._own_mac = self.mac
+        self.port.attach(self.receive)
+        # A value that its field cannot hold is to be refused here, not when a driver comes and reads.
+        self.read_config()
+
+    # What the device is
+
+    def offered_features(self) -> int:
+        """The mask of the features that are allowed and have something behind them."""
+        absent = {
+            _F.MAC: self.mac is None,
+            _F.MTU: self.mtu is None,
+            _F.SPEED_DUPLEX: self.speed is None,
+            _F.MQ: self.pairs == 1,
+        }
+        return self.offered & ~mask(*(feature for feature, missing in absent.items() if missing))
+
+    def refuse_features(self, features: int) -> str | None:
+        """A feature that needs one of others must not be accepted without any (5.1.3.1)."""
+        lonely = missing_any(features)
+        return f"bit {lonely[0]} lacks what it needs" if lonely else None
+
+    def queues(self) -> Sequence[QueueSpec]:
+        """All there can be; where neither MQ nor RSS is accepted, controlq is number 2 and the rest is not used."""
+        names = [f"{kind}{n + 1}" for n in range(self.pairs) for kind in ("receiveq", "transmitq")]
+        control = ["controlq"] if self.offered & bit(_F.CTRL_VQ) else []
+        return [QueueSpec(name, self.queue_size) for name in names + control]
+
+    def has(self, feature: NetFeature) -> bool:
+        """Whether a feature was negotiated."""
+        return bool(self.features & bit(feature))
+
+    def role(self, index: int) -> Role | None:
+        """What a virtqueue is for with the features that were negotiated, None if it does not exist."""
+        pairs = self.pairs if self.features & mask(_F.MQ, _F.RSS) else 1
+        if 0 <= index < 2 * pairs:
+            return Role(index & 1)
+        return Role.CONTROL if index == 2 * pairs and self.has(_F.CTRL_VQ) else None
+
+    def in_service(self, index: int) -> DeviceQueue | None:
+        """The running virtqueue with this index, or None."""
+        return self._end.active_queue(index) if self._end is not None else None
+
+    def counts(self, index: int) -> Counts:
+        """The counters of a queue since the last reset, by the names that VIRTIO_NET_CTRL_STATS_GET reports."""
+        found = self._counts.setdefault(index, Counts())
+        if self._end is not None:
+            prefix = "tx" if index & 1 else "rx"
+            found[f"{prefix}_notifications"] = self._end.kicks[index]
+            found[f"{prefix}_interrupts"] = self._end.calls[index]
+        return found
+
+    # Configuration
+
+    def read_config(self) -> bytes:
+        """The structure in its full length of 1.4; fields whose features are not offered are zero."""
+        offered = self.offered_features()
+        status = (NetStatus.LINK_UP * self.link_up) | (NetStatus.ANNOUNCE * self._announcing)
+        values: dict[str, Any] = {
+            "mac": self._own_mac,
+            "status": status,
+            "max_virtqueue_pairs": self.pairs,
+            "mtu": self.mtu,
+            "speed": self.speed,
+            "duplex": self.duplex,
+            "rss_max_key_size": self.rss_max_key_size,
+            "rss_max_indirection_table_length": self.rss_max_indirection_table_length,
+            "supported_hash_types": self.supported_hash_types,
+            "supported_tunnel_types": self.supported_tunnel_types,
+        }
+        here = [name for name, any_of in CONFIG_FIELDS.items() if offered & mask(*any_of)]
+        return virtio_net_config.encode(**{name: values[name] for name in here})
+
+    def set_link(self, up: bool) -> None:
+        """Plugs the cable in, or pulls it; the driver is told by `status`. Speed and duplex may change only while
+        the link is down."""
+        self.link_up = up
+        self._changed()
+
+    def set_speed(self, speed: int | None, duplex: Duplex) -> None:
+        """Another speed and duplex, told with the next configuration change. Raises UsageError while the link is up
+        (net.device.config-layout.12)."""
+        if self.link_up:
+            raise UsageError("speed and duplex do not change while the link is up")
+        self.speed, self.duplex = speed, duplex
+
+    def announce(self) -> None:
+        """Asks the driver to tell the network where it is now, as after a migration (5.1.6.5.4)."""
+        if self.has(_F.GUEST_ANNOUNCE):
+            self._announcing = True
+            self._changed()
+
+    def clear_announce(self) -> None:
+        """The driver has done so."""
+        self._announcing = False
+
+    def set_mac(self, mac: bytes) -> None:
+        """The driver's own choice of address."""
+        self._own_mac = self.filter.mac = mac
+
+    def _changed(self) -> None:
+        if self._end is not None:
+            self._end.configuration_changed()
+
+    # The life of a driver
+
+    @property
+    def negotiated_offloads(self) -> int:
+        """The offloads that the features allow to be enabled; all are until the driver says otherwise."""
+        return guest_offloads(self.features)
+
+    def negotiated(self, features: int) -> None:
+        """Everything that a driver may configure, as it is before it does."""
+        self.features = features
+        self.offloads = self.negotiated_offloads
+        self._header = header_size(features)
+        vlans: set[int] | None = set() if self.has(_F.CTRL_VLAN) else None
+        # A driver that was not given the address has one of its own, of which it may never tell.
+        mac = self._own_mac if self.has(_F.MAC) else None
+        self.filter = ReceiveFilter(mac, self.has(_F.CTRL_RX), vlans)
+
+    def activate(self, end: DeviceEnd, features: int) -> None:
+        """DRIVER_OK: frames may be delivered from now on."""
+        self._end = end
+
+    def reset(self) -> None:
+        """Forgets the driver; link and port are as they were."""
+        self.features = self.offloads = 0
+        self._end, self._announcing, self._starved, self._resuming = None, False, False, False
+        self._own_mac = self.mac
+        self.filter, self.steering, self.coalescing = ReceiveFilter(), Steering(), CoalescingTable()
+        self._rooms.clear()
+        self._counts.clear()
+        self.port.reset()
+
+    def queue_reset(self, index: int) -> None:
+        """The buffers kept of a queue are the driver's again."""
+        self._rooms.pop(index, None)
+
+    def watch(self) -> Sequence[Watch]:
+        """What the port waits for."""
+        return self.port.watch()
+
+    def handle(self, queue: DeviceQueue, chain: Chain) -> None:
+        """Serves one chain of any queue. Raises RequestError for one that nobody can be told of otherwise."""
+        role = self.role(queue.index)
+        if role is None:
+            raise RequestError("the queue does not exist with these features", clause="features.driver.feature-bits.2")
+        _SERVE[role](self, queue, chain)
+
+    def _control(self, queue: DeviceQueue, chain: Chain) -> None:
+        serve_command(self, self.counts(queue.index), chain)
+
+    # Transmission
+
+    def _transmit(self, queue: DeviceQueue, chain: Chain) -> None:
+        counts = self._counts.setdefault(queue.index, Counts())
+        try:
+            packet = self._packet(chain)
+            leaving = list(fit(packet, self.port.offloads))
+        except RequestError:
+            # There is nobody to tell, and nothing else is wrong with the queue: the packet is lost, as on a wire.
+            counts.update(tx_drops=1, tx_drop_malformed=1)
+            return
+        self._count_transmitted(counts, packet, leaving)
+        if not self.link_up:
+            counts["tx_drops"] += 1
+            return
+        self.steering.transmitted(packet.frame, queue.index // 2)
+        for part in leaving:
+            self.port.send(part)
+
+    def _packet(self, chain: Chain) -> Packet:
+        """The packet in a chain, read once. Raises RequestError."""
+        length = chain.readable.remaining - self._header
+        if not ETHERNET_HEADER <= length <= MAX_FRAME + VLAN_TAG:
+            raise RequestError(f"{length} bytes are no frame")
+        header = decode_header(chain.readable.read(self._header))
+        virtio_net_hdr.validate(header, RequestError)
+        if header.flags & HdrFlag.UDP_TUNNEL_CSUM and not header.gso_type & 0x60:
+            raise RequestError("UDP_TUNNEL_CSUM without a tunnel", clause="net-tunnel.device.packet-transmission.13")
+        # DATA_VALID is not the driver's to set.
+        header = header._replace(flags=header.flags & ~(HdrFlag.DATA_VALID | HdrFlag.RSC_INFO))
+        return packet_of(header, chain.readable.read_all())
+
+    @staticmethod
+    def _count_transmitted(counts: Counts, packet: Packet, leaving: list[Packet]) -> None:
+        size = sum(len(part.frame) for part in leaving)
+        counts.update(tx_packets=len(leaving), tx_bytes=size)
+        counts["tx_needs_csum" if packet.needs_csum else "tx_csum_none"] += 1
+        if packet.gso != Gso.NONE:
+            cut = leaving[0].gso == Gso.NONE
+            counts.update(tx_gso_packets=1, tx_gso_bytes=len(packet.frame))
+            if cut:
+                counts.update(tx_gso_segments=len(leaving), tx_gso_segments_bytes=size)
+            else:
+                counts.update(tx_gso_packets_noseg=1, tx_gso_bytes_noseg=size)
+
+    # Reception
+
+    def _keep(self, queue: DeviceQueue, chain: Chain) -> None:
+        """A receive buffer: kept until a frame comes."""
+        if chain.writable.remaining < self._header:
+            raise RequestError(
+                f"a receive buffer of {chain.writable.remaining} bytes has no room for a header of {self._header}",
+                clause="net.driver.setting-up-receive-buffers.3",
+            )
+        chain.defer()
+        self._room(queue).append(chain)
+        if self._starved:
+            self._starved, self._resuming = False, True
+            self.port.resume()
+            self._resuming = False
+
+    def _room(self, queue: DeviceQueue) -> deque[Chain]:
+        """The buffers kept of a queue; those of one that was disabled meanwhile are not its own."""
+        room = self._rooms.setdefault(queue.index, deque())
+        if room and room[0].queue is not queue:
+            room.clear()
+        return room
+
+    def receive(self, packet: Packet) -> bool:
+        """A packet from the port. False if there is no buffer for it, and nothing was done."""
+        end = self._end
+        if end is None or not self.link_up:
+            return True
+        taken = end.attempt(lambda: self._receive(end, packet))
+        self._starved = taken is False
+        return taken is not False
+
+    def _receive(self, end: DeviceEnd, packet: Packet) -> bool:
+        frame = packet.frame
+        if len(frame) < ETHERNET_HEADER or not self.filter.accepts(frame):
+            return self._drop(0)
+        number, found = self.steering.choose(frame, network_of(frame), lambda n: end.active_queue(2 * n) is not None)
+        if number is None:
+            return self._drop(0)
+        try:
+            parts = list(fit(packet, self.offloads))
+        except RequestError:
+            return self._drop(number)
+        queue = end.active_queue(2 * number)
+        assert queue is not None
+        for n, part in enumerate(parts):
+            if self._too_long(part):
+                self._drop(number)
+            elif not self._deliver(end, queue, part, found):
+                if not n:
+                    return False
+                return self._drop(number, overrun=True)
+        return True
+
+    def _too_long(self, packet: Packet) -> bool:
+        if self.mtu is None or not self.has(_F.MTU) or packet.gso != Gso.NONE:
+            return False
+        tag = VLAN_TAG if vlan_id(packet.frame) is not None else 0
+        return len(packet.frame) > self.mtu + ETHERNET_HEADER + tag
+
+    def _drop(self, number: int, overrun: bool = False) -> bool:
+        self._counts.setdefault(2 * number, Counts()).update(rx_drops=1, rx_drop_overruns=int(overrun))
+        return True
+
+    def _deliver(self, end: DeviceEnd, queue: DeviceQueue, packet: Packet, found: PacketHash) -> bool:
+        """Puts one packet into buffers, all of which become used at once. False if there are not enough of them."""
+        needed = self._header + len(packet.frame)
+        chains = self._gather(queue, needed)
+        if chains is None and not self._resuming:
+            # Some may have become available whose notification has not arrived yet. (In the middle of serving that
+            # queue, they would overtake those that are being served.)
+            end.serve_queue(queue.index)
+            chains = self._gather(queue, needed) if end.running else None
+        if chains is None:
+            return self._full(queue) and self._drop(queue.index // 2, overrun=True)
+        if not chains:
+            return self._drop(queue.index // 2)
+        self._fill(chains, packet, found)
+        queue.complete(chains)
+        self._count_received(queue.index, packet)
+        return True
+
+    def _full(self, queue: DeviceQueue) -> bool:
+        """Whether the driver cannot add to what is kept: a packet that does not fit now never will."""
+        segments = [len(chain.writable.views()) for chain in self._room(queue)]
+        return len(segments) == queue.size or (bool(segments) and sum(segments) + segments[0] > queue.size)
+
+    def _gather(self, queue: DeviceQueue, needed: int) -> list[Chain] | None:
+        """Takes buffers for so many bytes. None if they are not there; none at all if one is too small and the
+        driver has not said that it merges them."""
+        room = self._room(queue)
+        if not self.has(_F.MRG_RXBUF):
+            if not room:
+                return None
+            return [room.popleft()] if room[0].writable.remaining >= needed else []
+        for count, chain in enumerate(room, start=1):
+            needed -= chain.writable.remaining
+            if needed <= 0:
+                return [room.popleft() for _ in range(count)]
+        return None
+
+    def _fill(self, chains: list[Chain], packet: Packet, found: PacketHash) -> None:
+        if packet.gso != Gso.NONE and self.has(_F.RSC_EXT):
+            segments = segment_count(packet)
+            packet = packet._replace(flags=packet.flags | HdrFlag.RSC_INFO, csum_start=segments, csum_offset=0)
+        if not self.has(_F.HASH_REPORT):
+            found = NO_HASH
+        data = memoryview(
+            encode_header(
+                packet, self._header, num_buffers=len(chains), hash_value=found.value, hash_report=found.report
+            )
+            + packet.frame
+        )
+        for chain in chains:
+            part = data[: chain.writable.remaining]
+            chain.writable.write(part)
+            data = data[len(part) :]
+
+    def _count_received(self, index: int, packet: Packet) -> None:
+        counts = self._counts.setdefault(index, Counts())
+        counts["rx_packets"] += 1
+        counts["rx_bytes"] += len(packet.frame)
+        valid = packet.flags & HdrFlag.DATA_VALID
+        counts["rx_needs_csum" if packet.needs_csum else "rx_csum_valid" if valid else "rx_csum_none"] += 1
+        if packet.gso != Gso.NONE:
+            counts.update(rx_gso_packets=1, rx_gso_bytes=len(packet.frame))
+
+
+_SERVE: Final[Mapping[Role, Callable[[NetDevice, DeviceQueue, Chain], None]]] = {
+    Role.RX: NetDevice._keep,
+    Role.TX: NetDevice._transmit,
+    Role.CONTROL: NetDevice._control,
+}

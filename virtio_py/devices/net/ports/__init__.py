@@ -1,0 +1,1 @@
+"""What stands behind a network device: one file a kind of port."""
