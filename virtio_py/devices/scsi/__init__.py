@@ -1,0 +1,1 @@
+"""The SCSI host device (5.6): the virtio side (layout, device, driver), and the logical units behind it."""

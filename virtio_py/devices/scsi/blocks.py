@@ -1,0 +1,324 @@
+"""The commands that move blocks (SBC-3 5): what READ, WRITE, VERIFY and their kin do to a disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from construct import Int16ub, Int32ub, Int64ub, Struct
+
+from virtio_py.devices.scsi import cdb as cdbs
+from virtio_py.devices.scsi.cdb import Blocks, Opcode, blocks_of
+from virtio_py.devices.scsi.protection import CHECKS, TUPLE, generate, verify
+from virtio_py.devices.scsi.sense import (
+    LBA_OUT_OF_RANGE,
+    MISCOMPARE,
+    PARAMETER_LIST_LENGTH,
+    CheckCondition,
+    invalid_in_cdb,
+    invalid_in_list,
+)
+from virtio_py.devices.scsi.unit import (
+    OVERRUN,
+    Access,
+    Key,
+    Operation,
+    Outcome,
+    Task,
+    no_data,
+    parameter_list,
+)
+from virtio_py.records import Record
+
+MAX_TRANSFER: Final = 16 << 20
+"""Bytes of one READ, WRITE or VERIFY."""
+
+MAX_WRITE_SAME: Final = 64 << 20
+"""Bytes that one WRITE SAME fills, and that one UNMAP descriptor takes away."""
+
+MAX_UNMAP_DESCRIPTORS: Final = 64
+
+unmap_header = Record(
+    "unmap_parameter_list",
+    Struct("data_length" / Int16ub, "descriptors_length" / Int16ub, "reserved" / Int32ub),
+    cite="SBC-3 5.28.2",
+)
+unmap_descriptor = Record(
+    "unmap_block_descriptor", Struct("lba" / Int64ub, "count" / Int32ub, "reserved" / Int32ub), cite="SBC-3 5.28.2"
+)
+
+
+def _protected(unit: Any, blocks: Blocks) -> None:
+    """Raises CheckCondition where protection is asked for that the unit does not have."""
+    if blocks.protect not in CHECKS or (blocks.protect and unit.protection is None):
+        raise invalid_in_cdb(1, 7)
+
+
+def _place(unit: Any, blocks: Blocks, limit: int = MAX_TRANSFER) -> tuple[int, int]:
+    """(offset, length) in bytes of a range that lies on the medium and is no longer than `limit`."""
+    unit.check_ready()
+    _in_range(unit, blocks)
+    if blocks.number * unit.block_size > limit:
+        raise invalid_in_cdb(_COUNT_FIELD)
+    return blocks.lba * unit.block_size, blocks.number * unit.block_size
+
+
+def _in_range(unit: Any, blocks: Blocks) -> None:
+    # By subtraction: no sum of the initiator's numbers, which a faster language would wrap.
+    if blocks.lba >= unit.blocks or blocks.number > unit.blocks - blocks.lba:
+        raise CheckCondition(LBA_OUT_OF_RANGE)
+
+
+_COUNT_FIELD: Final = 7
+"""Where a transfer length begins in a CDB of 10 bytes; in others it is near."""
+
+
+# Reading
+
+
+def _read(unit: Any, task: Task, cdb: Any) -> Outcome | None:
+    blocks = blocks_of(cdb)
+    _protected(unit, blocks)
+    offset, length = _place(unit, blocks)
+    if blocks.protect and (task.pi_in is None or task.pi_in.remaining < blocks.number * TUPLE):
+        return OVERRUN
+    if unit.protection is None and not _wants_pi(task, blocks):
+        unit.medium.read_into(offset, task.data_in.views(length))
+        # Only now do they count as written: a read that failed half-way transfers nothing.
+        task.data_in.advance(length)
+        return None
+    data = unit.load(offset, length)
+    tuples = _tuples_for_reading(unit, blocks, data)
+    if task.pi_in is not None and _wants_pi(task, blocks):
+        task.pi_in.write(tuples)
+    task.data_in.write(data)
+    return None
+
+
+def _wants_pi(task: Task, blocks: Blocks) -> bool:
+    return task.pi_in is not None and 0 < blocks.number * TUPLE <= task.pi_in.remaining
+
+
+def _tuples_for_reading(unit: Any, blocks: Blocks, data: bytes) -> bytes:
+    """Those on the medium, checked; or made here, where only the way to the initiator is protected."""
+    if unit.protection is None:
+        return generate(data, unit.block_size, blocks.lba)
+    tuples: bytes = unit.protection.load(blocks.lba, blocks.number)
+    verify(data, tuples, unit.block_size, blocks.lba, CHECKS[blocks.protect], unit.protection.type)
+    return tuples
+
+
+# Writing
+
+
+def _write(unit: Any, task: Task, cdb: Any) -> Outcome | None:
+    blocks = blocks_of(cdb)
+    _protected(unit, blocks)
+    offset, length = _place(unit, blocks)
+    unit.check_writable()
+    if blocks.protect and (task.pi_out is None or task.pi_out.remaining < blocks.number * TUPLE):
+        return OVERRUN
+    if unit.protection is None and not (task.pi_out and task.pi_out.remaining):
+        unit.medium.write_from(offset, task.data_out.views(length))
+        task.data_out.advance(length)
+    else:
+        # What is checked must be what is stored: the initiator could change its memory in between.
+        _store_checked(unit, blocks, task.data_out.read(length), _tuples_for_writing(task, blocks))
+    unit.stored(bool(blocks.fua))
+    return None
+
+
+def _tuples_for_writing(task: Task, blocks: Blocks) -> bytes | None:
+    if task.pi_out is None or task.pi_out.remaining < blocks.number * TUPLE:
+        return None
+    return task.pi_out.read(blocks.number * TUPLE)
+
+
+def _store_checked(unit: Any, blocks: Blocks, data: bytes, tuples: bytes | None) -> None:
+    kind = unit.protection.type if unit.protection else 1
+    if tuples is not None:
+        verify(data, tuples, unit.block_size, blocks.lba, CHECKS[blocks.protect], kind)
+    unit.store(blocks.lba, data, tuples if blocks.protect else None)
+
+
+def _write_and_verify(unit: Any, task: Task, cdb: Any) -> Outcome | None:
+    blocks = blocks_of(cdb)._replace(fua=1)
+    offset, length = _place(unit, blocks)
+    if cdb.flags.bytchk > 1:
+        raise invalid_in_cdb(1, 2)
+    sent = task.data_out.views(length)
+    outcome = _write(unit, task, cdb)
+    if outcome is None:
+        unit.stored(True)
+        if cdb.flags.bytchk:
+            _compare(unit.load(offset, length), b"".join(sent))
+    return outcome
+
+
+def _compare(stored: bytes, sent: bytes) -> None:
+    if stored != sent:
+        at = next(n for n, (a, b) in enumerate(zip(stored, sent, strict=True)) if a != b)
+        raise CheckCondition(MISCOMPARE, information=at)
+
+
+def _verify(unit: Any, task: Task, cdb: Any) -> None:
+    blocks = blocks_of(cdb)
+    if blocks.protect not in CHECKS:
+        raise invalid_in_cdb(1, 7)
+    if cdb.flags.bytchk == 2:
+        raise invalid_in_cdb(1, 2)
+    offset, length = _place(unit, blocks)
+    stored = unit.load(offset, length)
+    if unit.protection is not None:
+        _tuples_for_reading(unit, blocks, stored)
+    if cdb.flags.bytchk == 1:
+        _compare(stored, task.data_out.read(length))
+    elif cdb.flags.bytchk == 3:
+        _compare(stored, task.data_out.read(unit.block_size) * blocks.number)
+
+
+def _verified_bytes(unit: Any, cdb: Any) -> int:
+    counts = {0: 0, 1: blocks_of(cdb).number, 2: 0, 3: 1}
+    return int(counts[cdb.flags.bytchk] * unit.block_size)
+
+
+def _compare_and_write(unit: Any, task: Task, cdb: Any) -> None:
+    blocks = blocks_of(cdb)
+    _protected(unit, blocks)
+    if blocks.protect:
+        raise invalid_in_cdb(1, 7)
+    offset, length = _place(unit, blocks)
+    unit.check_writable()
+    expected, data = task.data_out.read(length), task.data_out.read(length)
+    _compare(unit.load(offset, length), expected)
+    unit.store(blocks.lba, data, None)
+    unit.stored(bool(blocks.fua))
+
+
+def _exchange(unit: Any, task: Task, cdb: Any) -> None:
+    """XDWRITEREAD: stores the data out, and returns them XORed with what was there before."""
+    blocks = blocks_of(cdb)
+    offset, length = _place(unit, blocks)
+    unit.check_writable()
+    before, data = unit.load(offset, length), task.data_out.read(length)
+    unit.store(blocks.lba, data, None)
+    unit.stored(bool(blocks.fua))
+    mixed = int.from_bytes(before, "big") ^ int.from_bytes(data, "big")
+    task.data_in.write(mixed.to_bytes(length, "big"))
+
+
+# Filling and giving back
+
+
+def _write_same(unit: Any, task: Task, cdb: Any) -> None:
+    blocks = blocks_of(cdb)
+    flags = cdb.flags
+    _protected(unit, blocks)
+    if blocks.protect or flags.anchor:
+        raise invalid_in_cdb(1, 7 if blocks.protect else 4)
+    if flags.unmap and not unit.thin:
+        raise invalid_in_cdb(1, 3)
+    if not blocks.number:
+        # WSNZ is set: "to the end of the medium" is not for a CDB to say.
+        raise invalid_in_cdb(_COUNT_FIELD)
+    offset, length = _place(unit, blocks, MAX_WRITE_SAME)
+    unit.check_writable()
+    pattern = bytes(unit.block_size) if getattr(flags, "ndob", 0) else task.data_out.read(unit.block_size)
+    unit.fill(offset, length, pattern, bool(flags.unmap))
+    unit.stored(False)
+
+
+def _same_bytes(unit: Any, cdb: Any) -> int:
+    return 0 if getattr(cdb.flags, "ndob", 0) else int(unit.block_size)
+
+
+def _unmap(unit: Any, task: Task, cdb: Any) -> None:
+    if cdb.flags.anchor:
+        raise invalid_in_cdb(1, 0)
+    data = task.data_out.read(cdb.length)
+    unit.check_writable()
+    ranges = [_place(unit, blocks, MAX_WRITE_SAME) for blocks in _unmap_ranges(data)]
+    # All were judged before the first is carried out, so that a refused list has changed nothing.
+    for offset, length in ranges:
+        unit.fill(offset, length, bytes(unit.block_size), True)
+    unit.stored(False)
+
+
+def _unmap_ranges(data: bytes) -> list[Blocks]:
+    if not data:
+        return []
+    if len(data) < unmap_header.size:
+        raise CheckCondition(PARAMETER_LIST_LENGTH)
+    count = unmap_header.decode(data).descriptors_length // unmap_descriptor.size
+    if unmap_header.size + count * unmap_descriptor.size > len(data):
+        raise CheckCondition(PARAMETER_LIST_LENGTH)
+    if count > MAX_UNMAP_DESCRIPTORS:
+        raise invalid_in_list(2)
+    record = unmap_descriptor
+    found = [record.decode(data, unmap_header.size + n * record.size) for n in range(count)]
+    return [Blocks(one.lba, one.count) for one in found]
+
+
+def _synchronize(unit: Any, task: Task, cdb: Any) -> None:
+    blocks = blocks_of(cdb)
+    unit.check_ready()
+    if blocks.lba or blocks.number:
+        _in_range(unit, blocks)
+    unit.flush()
+
+
+# The table
+
+
+def _bytes_of(unit: Any, cdb: Any) -> int:
+    return int(blocks_of(cdb).number * unit.block_size)
+
+
+def _twice(unit: Any, cdb: Any) -> int:
+    return 2 * _bytes_of(unit, cdb)
+
+
+def _thin(unit: Any) -> bool:
+    return bool(unit.thin)
+
+
+_Size = Callable[[Any, Any], int]
+
+
+def _family(
+    name: str, records: dict[int, Record], run: Any, access: Access, data_in: _Size = no_data, data_out: _Size = no_data
+) -> dict[Key, Operation]:
+    """The operations of one name and several lengths of CDB."""
+    return {
+        (Opcode[f"{name}_{size}"], None): Operation(
+            f"{name.replace('_', ' ')} ({size})", record, run, data_in, data_out, access
+        )
+        for size, record in records.items()
+    }
+
+
+READING: Final[dict[Key, Operation]] = {
+    (Opcode.READ_6, None): Operation("READ (6)", cdbs.read_write_6, _read, _bytes_of, access=Access.READ),
+    **_family("READ", cdbs.read, _read, Access.READ, _bytes_of),
+    **_family("VERIFY", cdbs.verify, _verify, Access.READ, data_out=_verified_bytes),
+}
+
+_AND_VERIFY: Final = {size: cdbs.verify[size] for size in (10, 16)}
+_SYNCHRONIZE: Final = {size: cdbs.synchronize_cache[size] for size in (10, 16)}
+
+WRITING: Final[dict[Key, Operation]] = {
+    (Opcode.WRITE_6, None): Operation("WRITE (6)", cdbs.read_write_6, _write, no_data, _bytes_of, Access.WRITE),
+    **_family("WRITE", cdbs.write, _write, Access.WRITE, data_out=_bytes_of),
+    **_family("WRITE_AND_VERIFY", _AND_VERIFY, _write_and_verify, Access.WRITE, data_out=_bytes_of),
+    **_family("WRITE_SAME", cdbs.write_same, _write_same, Access.WRITE, data_out=_same_bytes),
+    **_family("SYNCHRONIZE_CACHE", _SYNCHRONIZE, _synchronize, Access.WRITE),
+    (Opcode.COMPARE_AND_WRITE, None): Operation(
+        "COMPARE AND WRITE", cdbs.compare_and_write, _compare_and_write, no_data, _twice, Access.WRITE
+    ),
+    (Opcode.XDWRITEREAD_10, None): Operation(
+        "XDWRITEREAD (10)", cdbs.write[10], _exchange, _bytes_of, _bytes_of, Access.WRITE
+    ),
+    (Opcode.UNMAP, None): Operation(
+        "UNMAP", cdbs.unmap, _unmap, data_out=parameter_list, access=Access.WRITE, when=_thin
+    ),
+}
