@@ -36,6 +36,7 @@ TESTS: Final = (
     "tests/test_ring_model.py",
     "tests/test_ring_hostile.py",
     "tests/test_in_process.py",
+    "tests/test_kernel_edges.py",
     "tests/test_engines.py::test_translation_is_that_of_guest_memory",
 )
 _SECONDS: Final = 240
