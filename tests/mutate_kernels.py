@@ -18,8 +18,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,7 @@ TESTS: Final = (
     "tests/test_ring_model.py",
     "tests/test_ring_hostile.py",
     "tests/test_in_process.py",
+    "tests/test_kernel_edges.py",
     "tests/test_engines.py::test_translation_is_that_of_guest_memory",
 )
 _SECONDS: Final = 240
@@ -73,6 +75,10 @@ class Mutant:
     end: int
     replacement: str
     about: str
+
+    def apply(self, source: str) -> str:
+        """The file's source with the mutation in it."""
+        return source[: self.start] + self.replacement + source[self.end :]
 
     @property
     def layout(self) -> str:
@@ -176,15 +182,21 @@ class Workshop:
         shutil.copy(ROOT / "pyproject.toml", folder)
         (folder / "mutants_profile.py").write_text(_PROFILE)
 
-    def test(self, mutant: Mutant) -> str:
-        """The first test that notices, "time" if they do not come to an end, or nothing for a survivor."""
-        path = self.folder / KERNELS / mutant.file
+    @contextmanager
+    def broken(self, file: str, change: Callable[[str], str]) -> Iterator[None]:
+        """A kernel file with its source changed, until the end of the `with`."""
+        path = self.folder / KERNELS / file
         source = path.read_text()
-        path.write_text(source[: mutant.start] + mutant.replacement + source[mutant.end :])
+        path.write_text(change(source))
         try:
-            return self._run(mutant.layout)
+            yield
         finally:
             path.write_text(source)
+
+    def test(self, mutant: Mutant) -> str:
+        """The first test that notices, "time" if they do not come to an end, or nothing for a survivor."""
+        with self.broken(mutant.file, mutant.apply):
+            return self._run(mutant.layout)
 
     def _run(self, layout: str) -> str:
         # Interpreted only; and a mutant of one layout leaves the other as it is.
