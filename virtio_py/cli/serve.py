@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from virtio_py.cli import serve_console
+from virtio_py.cli import serve_console, serve_net
 from virtio_py.cli.main import main
 from virtio_py.errors import UsageError
 
@@ -34,15 +34,29 @@ def add_parser(subparsers: Any) -> None:
     devices = parser.add_subparsers(dest="device", required=True, metavar="DEVICE", parser_class=type(parser))
     for name, backend in BACKENDS.items():
         sub = devices.add_parser(name, help=backend.help)
-        _add_common(sub)
+        _add_common(sub, several=backend.serve is not None)
         backend.add_options(sub)
         sub.set_defaults(run=run)
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_common(parser: argparse.ArgumentParser, several: bool) -> None:
+    if several:
+        parser.add_argument(
+            "--socket-path", metavar="PATH", action="append", help="listen on a UNIX socket at PATH; may be repeated"
+        )
+        parser.set_defaults(fd=None)
+    else:
+        _add_place(parser)
+    _add_engine(parser)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--socket-path", metavar="PATH", help="listen on a UNIX socket at PATH")
     where.add_argument("--fd", type=int, metavar="FDNUM", help="use the socket open as FDNUM, listening or connected")
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print-capabilities", action="store_true", help="print capabilities as JSON and exit")
     parser.add_argument("--engine", choices=("reference", "compiled"), default="reference", help="what runs the rings")
     parser.add_argument("--packed", action="store_true", help="offer packed virtqueues")
@@ -74,26 +88,33 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.socket_path is None and args.fd is None:
         raise UsageError("one of --socket-path and --fd is needed")
+    if backend.serve is not None:
+        backend.serve(args, args.socket_path, **_options(args))
+        return 0
     with backend.make(args) as device:
         _serve(device, args)
     return 0
 
 
-def _serve(device: Device, args: argparse.Namespace) -> None:
+def _options(args: argparse.Namespace) -> dict[str, Any]:
     from virtio_py.rings.engine import engine_named
     from virtio_py.spec import Feature
     from virtio_py.status import RING_FEATURES
     from virtio_py.transports.vhost_user_messages import ProtocolFeature
-    from virtio_py.transports.vhost_user_server import Server
     from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES
 
-    server = Server(
-        device,
-        engine=engine_named(args.engine),
-        log=_log,
-        protocol_features=PROTOCOL_FEATURES | args.inband_notifications << ProtocolFeature.INBAND_NOTIFICATIONS,
-        ring_features=RING_FEATURES | args.packed << Feature.RING_PACKED,
-    )
+    return {
+        "engine": engine_named(args.engine),
+        "log": _log,
+        "protocol_features": PROTOCOL_FEATURES | args.inband_notifications << ProtocolFeature.INBAND_NOTIFICATIONS,
+        "ring_features": RING_FEATURES | args.packed << Feature.RING_PACKED,
+    }
+
+
+def _serve(device: Device, args: argparse.Namespace) -> None:
+    from virtio_py.transports.vhost_user_server import Server
+
+    server = Server(device, **_options(args))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     with closing(server), _socket(args) as sock:
@@ -144,18 +165,24 @@ class _Holding(AbstractContextManager["Device"]):
         self._close()
 
 
+def _make_none(args: argparse.Namespace) -> AbstractContextManager[Device]:
+    raise UsageError("this is not one device")
+
+
 class Kind(NamedTuple):
-    """A device that can be served."""
+    """A device that can be served: `make` is for one socket, `serve` instead of it for any number."""
 
     help: str
     capabilities: Mapping[str, Any]
     add_options: Callable[[argparse.ArgumentParser], None]
-    make: Callable[[argparse.Namespace], AbstractContextManager[Device]]
+    make: Callable[[argparse.Namespace], AbstractContextManager[Device]] = _make_none
+    serve: Callable[..., None] | None = None
 
 
 BACKENDS: Final[dict[str, Kind]] = {
     "blk": Kind("a disk", {"type": "block", "features": ["read-only", "blk-file"]}, _add_blk, _make_blk),
     "console": Kind(serve_console.HELP, serve_console.CAPABILITIES, serve_console.add_options, serve_console.make),
+    "net": Kind(serve_net.HELP, serve_net.CAPABILITIES, serve_net.add_options, serve=serve_net.serve),
     "entropy": Kind("a source of randomness", {"type": "rng", "features": []}, _add_nothing, _make_entropy),
 }
 """The devices; `capabilities` are in the words of QEMU's vhost-user.json."""

@@ -104,6 +104,17 @@ class Client(Shell):
 
     # The loop
 
+    def fileno(self) -> int:
+        """A descriptor that can be read when there is something for `turn` to do, the device's watches aside."""
+        return self._epoll.fileno()
+
+    def turn(self) -> float | None:
+        """Does what there is to do without waiting, for a loop of several clients: how many seconds that loop may
+        wait at the most, None for any time. Raises as `run`, and Disconnected when woken."""
+        if not self._turn(True):
+            raise Disconnected("stopped")
+        return 0 if self._backend.serve() else _POLL_INTERVAL if self._backend.polling else None
+
     def run(self) -> None:
         """Serves until woken. Raises Disconnected when the front-end leaves, PeerError for what it did wrong."""
         more = False

@@ -31,6 +31,8 @@ from virtio_py.devices.net.layout import (
     MAX_PAIRS,
     MTU_MAX,
     MTU_MIN,
+    OFFLOAD_OF_GUEST_FEATURE,
+    OFFLOAD_OF_HOST_FEATURE,
     RSS_KEY_BYTES,
     RSS_TABLE_ENTRIES,
     SPEED_MAX,
@@ -66,6 +68,11 @@ WIDE_FEATURES: Final = ~((1 << 64) - 1)
 USUAL_FEATURES: Final = ALL_FEATURES & ~WIDE_FEATURES & ~mask(_F.RSC_EXT, _F.STANDBY)
 """What is offered unless another mask is given: RSC_EXT would take the checksum's place away from the driver, and a
 standby has to be the standby of something."""
+
+OFFLOAD_FEATURES: Final = mask(
+    *OFFLOAD_OF_GUEST_FEATURE, *OFFLOAD_OF_HOST_FEATURE, _F.CTRL_GUEST_OFFLOADS, _F.GUEST_HDRLEN
+)
+"""All that has to do with checksums and segmentation."""
 
 
 def _check_features(device: NetDevice, attribute: Attribute[int], value: int) -> None:
