@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from virtio_py.cli import serve_console
+from virtio_py.cli import serve_console, serve_scsi
 from virtio_py.cli.main import main
 from virtio_py.errors import UsageError
 
@@ -156,6 +156,7 @@ class Kind(NamedTuple):
 BACKENDS: Final[dict[str, Kind]] = {
     "blk": Kind("a disk", {"type": "block", "features": ["read-only", "blk-file"]}, _add_blk, _make_blk),
     "console": Kind(serve_console.HELP, serve_console.CAPABILITIES, serve_console.add_options, serve_console.make),
+    "scsi": Kind(serve_scsi.HELP, serve_scsi.CAPABILITIES, serve_scsi.add_options, serve_scsi.make),
     "entropy": Kind("a source of randomness", {"type": "rng", "features": []}, _add_nothing, _make_entropy),
 }
 """The devices; `capabilities` are in the words of QEMU's vhost-user.json."""
