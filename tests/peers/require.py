@@ -25,6 +25,16 @@ PACKAGES = {
     "qemu-img": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-common",
     "setarch": "util-linux",
+    "sg_decode_sense": "sg3-utils",
+    "sg_inq": "sg3-utils",
+    "sg_luns": "sg3-utils",
+    "sg_modes": "sg3-utils",
+    "sg_opcodes": "sg3-utils",
+    "sg_persist": "sg3-utils",
+    "sg_readcap": "sg3-utils",
+    "sg_turs": "sg3-utils",
+    "sg_unmap": "sg3-utils",
+    "sg_vpd": "sg3-utils",
 }
 SEARCH = os.pathsep.join([os.defpath, "/usr/local/sbin", "/usr/sbin", "/sbin"])
 

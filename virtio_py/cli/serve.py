@@ -14,11 +14,11 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from virtio_py.cli import serve_console, serve_net
+from virtio_py.cli import serve_console, serve_net, serve_scsi
 from virtio_py.cli.main import main
 from virtio_py.errors import UsageError
 
@@ -183,16 +183,15 @@ BACKENDS: Final[dict[str, Kind]] = {
     "blk": Kind("a disk", {"type": "block", "features": ["read-only", "blk-file"]}, _add_blk, _make_blk),
     "console": Kind(serve_console.HELP, serve_console.CAPABILITIES, serve_console.add_options, serve_console.make),
     "net": Kind(serve_net.HELP, serve_net.CAPABILITIES, serve_net.add_options, serve=serve_net.serve),
+    "scsi": Kind(serve_scsi.HELP, serve_scsi.CAPABILITIES, serve_scsi.add_options, serve_scsi.make),
     "entropy": Kind("a source of randomness", {"type": "rng", "features": []}, _add_nothing, _make_entropy),
 }
 """The devices; `capabilities` are in the words of QEMU's vhost-user.json."""
 
 
-def blk(argv: Sequence[str] | None = None) -> int:
-    """`virtio-py-blk`: the back-end program for disks."""
-    return main(["serve", "blk", *(sys.argv[1:] if argv is None else argv)])
+def _program(kind: str) -> Callable[[], int]:
+    """A program of its own for one device, as QEMU's conventions want it: `virtio-py-blk` for `virtio-py serve blk`."""
+    return lambda: main(["serve", kind, *sys.argv[1:]])
 
 
-def rng(argv: Sequence[str] | None = None) -> int:
-    """`virtio-py-rng`: the back-end program for randomness."""
-    return main(["serve", "entropy", *(sys.argv[1:] if argv is None else argv)])
+blk, console, net, rng, scsi = map(_program, ("blk", "console", "net", "entropy", "scsi"))

@@ -45,6 +45,7 @@ from virtio_py.errors import UsageError
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
 from virtio_py.spec import DeviceId, Feature, bit, mask
+from virtio_py.watch import Watch
 
 ALL_FEATURES: Final = mask(*ScsiFeature)
 DEFAULT_FEATURES: Final = ALL_FEATURES & ~bit(ScsiFeature.T10_PI)
@@ -65,6 +66,7 @@ class ScsiDevice(Device):
     """A SCSI host. Raises UsageError for a value that cannot be.
 
     features: mask of what is offered; initiator: the name under which units know this device's driver
+    watches:    descriptors that the operator's side waits for, such as one that says to look for new units
     cmd_per_lun: commands that a unit is given at a time; more are BUSY. max_sectors: a hint, sectors of 512 bytes
     """
 
@@ -76,6 +78,7 @@ class ScsiDevice(Device):
     seg_max: int = field(default=254, kw_only=True)
     max_sectors: int = field(default=0xFFFF, kw_only=True)
     initiator: str = field(default="virtio-py", kw_only=True)
+    watches: Sequence[Watch] = field(default=(), kw_only=True)
     subscriptions: dict[Address, int] = field(factory=dict, init=False)
     nexus: Nexus = field(init=False)
     _bus: Bus = field(init=False)
@@ -189,9 +192,10 @@ class ScsiDevice(Device):
 
     def _post(self, event: EventType, address: Address, reason: int) -> None:
         # Before DRIVER_OK there is nobody to tell: the driver will look for itself.
-        if self._end is not None and address.lun is not None:
-            queue = self._end.active_queue(EVENTQ)
-            self._events.post(event, encode_lun(address.target, address.lun), reason, queue)
+        if self._end is None or address.lun is None:
+            return
+        queue = self._end.active_queue(EVENTQ) if self._end.running else None
+        self._events.post(event, encode_lun(address.target, address.lun), reason, queue)
 
     # The life of a driver
 
@@ -203,13 +207,42 @@ class ScsiDevice(Device):
         """DRIVER_OK: from now on there is somebody to hear of events."""
         self._end = end
 
-    def reset(self) -> None:
-        """Tasks are aborted, sizes are the defaults; units keep what they store, and who has registered with them."""
-        for request in self._active:
+    def watch(self) -> Sequence[Watch]:
+        """What it was made with."""
+        return self.watches
+
+    def busy(self) -> bool:
+        """Whether a command is under way."""
+        return bool(self._active)
+
+    def queue_reset(self, index: int) -> None:
+        """The buffers of one queue are the driver's again: its tasks are aborted, its events find no room."""
+        if index == EVENTQ:
+            self._events.forget()
+        self._drop([request for request in self._active if request.chain.queue.index == index])
+        self._held = [(chain, waiting) for chain, waiting in self._held if chain.queue.index != index]
+
+    def _drop(self, requests: list[Request]) -> None:
+        for request in requests:
             if request.task is not None and request.unit is not None:
                 request.unit.abort(request.task)
-        self._active.clear()
+            self._forget(request)
+
+    def _forget(self, request: Request) -> None:
+        """A task is over, whatever became of it: functions that waited for it go on."""
+        self._active.remove(request)
+        for held in list(self._held):
+            chain, waiting = held
+            if request in waiting:
+                waiting.remove(request)
+            if not waiting:
+                self._held.remove(held)
+                chain.complete()
+
+    def reset(self) -> None:
+        """Tasks are aborted, sizes are the defaults; units keep what they store, and who has registered with them."""
         self._held.clear()
+        self._drop(list(self._active))
         self._events.reset()
         self.subscriptions.clear()
         self._negotiated, self._end = 0, None
@@ -300,13 +333,8 @@ class ScsiDevice(Device):
                 return
 
     def _finish(self, request: Request, outcome: Outcome) -> None:
-        self._active.remove(request)
         request.respond(outcome)
         request.chain.complete()
-        for held in list(self._held):
-            chain, waiting = held
-            if request in waiting:
-                waiting.remove(request)
-            if not waiting:
-                self._held.remove(held)
-                chain.complete()
+        self._forget(request)
+        if self._end is not None:
+            self._end.settled()

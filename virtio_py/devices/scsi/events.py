@@ -36,17 +36,25 @@ class EventQueue:
 
     def post(self, event: EventType, lun: bytes, reason: int, queue: object) -> None:
         """Reports an event, or latches that one was lost. Buffers of another queue than `queue` are dead: it was
-        stopped and set up again."""
+        stopped and set up again. None is a queue that cannot be used at present."""
+        if queue is None:
+            self.missed = True
+            return
         while self._buffers and self._buffers[0].queue is not queue:
             self._buffers.popleft()
         if not self._buffers:
             self.missed = True
             return
         chain = self._buffers.popleft()
-        chain.writable.write(virtio_scsi_event.encode(event=event, lun=lun, reason=reason))
+        flag, self.missed = EVENTS_MISSED if self.missed else 0, False
+        chain.writable.write(virtio_scsi_event.encode(event=event | flag, lun=lun, reason=reason))
         chain.complete()
 
-    def reset(self) -> None:
-        """Forgets the buffers, which belong to the driver again, and what it has missed."""
+    def forget(self) -> None:
+        """The buffers belong to the driver again."""
         self._buffers.clear()
+
+    def reset(self) -> None:
+        """Forgets the buffers, and what the driver has missed."""
+        self.forget()
         self.missed = False
