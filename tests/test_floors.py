@@ -44,7 +44,9 @@ SHELLS = {
     "testing/ring_halves.py": {"mmap"},  # memory that two processes share
     "testing/ring_peer.py": {"threading"},  # a thread that reads requests, and ends with the parent
     "transports/vhost_user_client.py": {"mmap", "socket"},  # one connection: descriptors come in, memory is mapped
+    "devices/net/ports/sockets.py": {"socket"},  # frames to and from another program
     "transports/vhost_user_server.py": {"socket"},  # accepts connections
+    "transports/vhost_user_servers.py": {"socket"},  # for several devices in one loop
 }
 """Who may touch the operating system, and what with; every other module does no I/O and starts no thread."""
 

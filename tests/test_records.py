@@ -70,10 +70,11 @@ def _from_numpy(field: Field, value: Any) -> Any:
         return [_from_numpy(field.item, part) for part in value]
     if field.kind == "record" and field.nested is not None:
         return {name: _from_numpy(inner, value[name]) for name, inner in field.nested.fields.items()}
+    if field.kind == "bytes" or value.dtype.kind == "V":
+        # numpy has no integers of 3 bytes: the field's own codec reads them.
+        return _plain(field.decode(value.tobytes(), 0))
     if field.register is not None:
         return field.register.split(int(value))._asdict()
-    if field.kind == "bytes" or value.dtype.kind == "V":
-        return _plain(field.decode(value.tobytes(), 0))
     return int(value)
 
 
