@@ -76,6 +76,10 @@ class Mutant:
     replacement: str
     about: str
 
+    def source(self) -> str:
+        """The file as it is."""
+        return (ROOT / KERNELS / self.file).read_text()
+
     def apply(self, source: str) -> str:
         """The file's source with the mutation in it."""
         return source[: self.start] + self.replacement + source[self.end :]

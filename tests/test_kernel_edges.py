@@ -147,3 +147,21 @@ def test_a_packed_event_is_passed_or_not(engine: str, size: int) -> None:
             for since in range(1, size + 1):
                 passed = end - since <= event < end
                 assert due(word, 1, size, end % size, end // size & 1, since) == passed, (end, event, since)
+
+
+@every_ring
+def test_addresses_have_64_bits(case: Case) -> None:
+    made = pair(case, 4)
+    record = virtq_desc if case.layout == "split" else pvirtq_desc
+    made.driver.add([(0x1234_5678_9ABC_DEF0, 4)])
+    assert record.decode(made.arena.memory.read(made.driver.descriptor_area, record.size)).addr == 0x1234_5678_9ABC_DEF0
+
+
+@every_engine
+def test_a_length_means_nothing_where_nothing_was_written(engine: str) -> None:
+    made = pair(Case("packed", engine, False, False, False), 4)
+    buffer = made.arena.allocate(4)
+    made.driver.add([buffer.extent], [], "token")
+    made.device.complete(made.device.take())
+    made.arena.memory.write(made.driver.descriptor_area + pvirtq_desc.offset("len"), b"\x63\0\0\0")
+    assert made.driver.take_used() == [("token", 0)]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError
 from time import perf_counter
@@ -229,7 +230,8 @@ class PeerProcess:
         """Ends the process."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):  # It has ended already, with a request unread.
+            self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
 
