@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -337,7 +339,7 @@ def test_offsets_that_lie_are_refused_or_harmless(
 )
 @pytest.mark.clause("net.driver.packet-transmission.32")
 @pytest.mark.clause("net.driver.packet-transmission.33")
-def test_what_cannot_be_segmented_is_refused(change: dict[str, int]) -> None:
+def test_what_cannot_be_segmented_is_refused(change: dict[str, Any]) -> None:
     packet = partial_packet(bytes(40_000), Gso.TCPV4, 4, 100)
     assert len(list(fit(packet, 0))) == 400
     with pytest.raises(RequestError):
