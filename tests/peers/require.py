@@ -35,6 +35,7 @@ PACKAGES = {
     "sg_turs": "sg3-utils",
     "sg_unmap": "sg3-utils",
     "sg_vpd": "sg3-utils",
+    "tshark": "tshark",
 }
 SEARCH = os.pathsep.join([os.defpath, "/usr/local/sbin", "/usr/sbin", "/sbin"])
 

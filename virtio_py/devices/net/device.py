@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-from attrs import Attribute, define, field, validators
+from attrs import Attribute, define, field, setters, validators
 
 from virtio_py.device import Device, DeviceEnd, QueueSpec
 from virtio_py.devices.net.control import serve_command
@@ -43,6 +43,7 @@ from virtio_py.devices.net.layout import (
     HdrFlag,
     NetFeature,
     NetStatus,
+    consistent,
     guest_offloads,
     missing_any,
     virtio_net_config,
@@ -112,7 +113,7 @@ class NetDevice(Device):
     port: Port
     mac: bytes | None = field(default=b"\x52\x54\x00\x12\x34\x56", validator=_check_mac, kw_only=True)
     pairs: int = field(default=1, validator=[validators.ge(1), validators.le(MAX_PAIRS)], kw_only=True)
-    mtu: int | None = field(default=None, validator=_check_mtu, kw_only=True)
+    mtu: int | None = field(default=None, validator=_check_mtu, on_setattr=setters.frozen, kw_only=True)
     speed: int | None = field(default=None, validator=_check_speed, kw_only=True)
     duplex: Duplex = field(default=Duplex.FULL, converter=Duplex, kw_only=True)
     queue_size: int = field(default=256, kw_only=True)
@@ -138,7 +139,7 @@ class NetDevice(Device):
     _resuming: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        if self.pairs > 1 and not self.offered & mask(_F.MQ, _F.RSS):
+        if self.pairs > 1 and not self.offered_features() & mask(_F.MQ, _F.RSS):
             raise UsageError("more than one pair of queues takes VIRTIO_NET_F_MQ or VIRTIO_NET_F_RSS")
         self._own_mac = self.mac
         self.port.attach(self.receive)
@@ -155,7 +156,7 @@ class NetDevice(Device):
             _F.SPEED_DUPLEX: self.speed is None,
             _F.MQ: self.pairs == 1,
         }
-        return self.offered & ~mask(*(feature for feature, missing in absent.items() if missing))
+        return consistent(self.offered & ~mask(*(feature for feature, missing in absent.items() if missing)))
 
     def refuse_features(self, features: int) -> str | None:
         """A feature that needs one of others must not be accepted without any (5.1.3.1)."""
@@ -165,7 +166,7 @@ class NetDevice(Device):
     def queues(self) -> Sequence[QueueSpec]:
         """All there can be; where neither MQ nor RSS is accepted, controlq is number 2 and the rest is not used."""
         names = [f"{kind}{n + 1}" for n in range(self.pairs) for kind in ("receiveq", "transmitq")]
-        control = ["controlq"] if self.offered & bit(_F.CTRL_VQ) else []
+        control = ["controlq"] if self.offered_features() & bit(_F.CTRL_VQ) else []
         return [QueueSpec(name, self.queue_size) for name in names + control]
 
     def has(self, feature: NetFeature) -> bool:

@@ -30,8 +30,8 @@ from virtio_py.devices.net.layout import (
     NetFeature,
     NetStatus,
     config_length,
+    consistent,
     host_offloads,
-    missing_any,
     virtio_net_config,
     virtio_net_hdr,
 )
@@ -40,8 +40,7 @@ from virtio_py.devices.net.segmentation import fit
 from virtio_py.errors import NegotiationError, RequestError, UsageError
 from virtio_py.memory import Buffer
 from virtio_py.rings.queue import DriverQueue
-from virtio_py.spec import DeviceId, bit, mask
-from virtio_py.status import missing_needs
+from virtio_py.spec import DeviceId, mask
 
 _F = NetFeature
 _BIG: Final = mask(_F.GUEST_TSO4, _F.GUEST_TSO6, _F.GUEST_UFO, _F.GUEST_USO4, _F.GUEST_USO6)
@@ -83,13 +82,7 @@ class NetDriver(NetCommands):
 
     def negotiate(self) -> None:
         """Step 4. Features that need one of others are given up here, where none of those is to be had."""
-        have = self.transport.device_features() & self.wanted
-        # HASH_REPORT and CTRL_RX_EXTRA are of no use without commands, and SHOULD not be accepted.
-        if not have & bit(_F.CTRL_VQ):
-            have &= ~mask(_F.HASH_REPORT, _F.CTRL_RX_EXTRA)
-        while lacking := [feature for feature, _ in missing_needs(have, self.feature_needs)] or missing_any(have):
-            have &= ~mask(*lacking)
-        self.wanted = have
+        self.wanted = consistent(self.transport.device_features() & self.wanted)
         super().negotiate()
 
     def queue_count(self) -> int:

@@ -13,7 +13,7 @@ from construct import Bytes, Int8ul, Int16ul, Int32ul, Struct
 
 from virtio_py.records import Record, Rule
 from virtio_py.spec import bit, mask
-from virtio_py.status import FeatureNeeds
+from virtio_py.status import FeatureNeeds, missing_needs
 
 
 class NetFeature(IntEnum):
@@ -108,6 +108,15 @@ def missing_any(features: int) -> list[int]:
     """The feature positions of a set that need one of others and have none."""
     groups = FEATURE_NEEDS_ANY.items()
     return [feature for feature, wanted in groups if features & bit(feature) and not features & mask(*wanted)]
+
+
+def consistent(features: int) -> int:
+    """A set of features without those that lack what they need, or are of no use without it (5.1.3.1, 5.1.4.1)."""
+    if not features & bit(_F.CTRL_VQ):
+        features &= ~mask(_F.HASH_REPORT, _F.CTRL_RX_EXTRA)
+    while lacking := [feature for feature, _ in missing_needs(features, FEATURE_NEEDS)] or missing_any(features):
+        features &= ~mask(*lacking)
+    return features
 
 
 class NetStatus(IntFlag):

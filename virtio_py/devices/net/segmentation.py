@@ -102,12 +102,13 @@ def _payload(packet: Packet, transport: int, protocol: int) -> int:
 def fit(packet: Packet, offloads: int) -> Iterator[Packet]:
     """What a receiver with this mask of offloads can be given for the packet, in order. Raises RequestError.
 
-    A packet that goes on as it is has a `hdr_len` that is true, whatever it was before.
+    A packet that is still to be segmented has a `hdr_len` that is true, whatever it was before.
     """
     if packet.gso == Gso.NONE:
         done = complete(packet)
         # Completed in any case: so that an offset that lies is found here, and not by the receiver.
-        yield packet if offloads & bit(NetFeature.GUEST_CSUM) else done._replace(gso_type=0, flags=0)
+        kept = packet if offloads & bit(NetFeature.GUEST_CSUM) else done._replace(flags=0)
+        yield kept._replace(gso_type=0, hdr_len=0)
         return
     shape = shape_of(packet)
     if not _required(packet, shape) & ~offloads:
