@@ -25,6 +25,7 @@ PACKAGES = {
     "qemu-img": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-common",
     "setarch": "util-linux",
+    "stty": "coreutils",
 }
 SEARCH = os.pathsep.join([os.defpath, "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
