@@ -36,6 +36,7 @@ PACKAGES = {
     "sg_unmap": "sg3-utils",
     "sg_vpd": "sg3-utils",
     "tshark": "tshark",
+    "stty": "coreutils",
 }
 SEARCH = os.pathsep.join([os.defpath, "/usr/local/sbin", "/usr/sbin", "/sbin"])
 

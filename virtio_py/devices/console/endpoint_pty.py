@@ -28,7 +28,8 @@ _IN_CLOSE_WRITE, _IN_CLOSE_NOWRITE, _IN_OPEN = 0x08, 0x10, 0x20
 class PtyEndpoint:
     """A pseudo-terminal in raw mode; `path` is what a terminal emulator opens. Raises UsageError where there are none.
 
-    Its size is what the emulator sets (TIOCSWINSZ, as `stty cols 80 rows 25` does), and unknown until it does.
+    Its size is what the emulator sets (TIOCSWINSZ, as `stty -F PATH cols 80 rows 25` does), and unknown until it does.
+    Nothing tells of that by itself: it is noticed when the terminal is next opened, closed or typed at.
     """
 
     def __init__(self) -> None:
