@@ -55,8 +55,6 @@ _ALWAYS_FOUND: Final = (
     "`most` outstanding ones from the oldest on, so the loop finds it before the bound matters"
 )
 EQUIVALENT: Final[dict[str, str]] = {
-    "mapped: rows[row * ROW + START] <= address < rows[row * ROW + END]: < becomes <=": "an address at the end of a "
-    "region has no room there: nothing is taken off it, and the search goes on behind, as without the mutation",
     "packed_check_used: oldest != ident and run < most: and becomes or": _ALWAYS_FOUND,
     "packed_check_used: run < most: < becomes <=": _ALWAYS_FOUND,
 }
