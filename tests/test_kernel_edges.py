@@ -40,6 +40,20 @@ def test_a_table_may_begin_where_another_region_ends(engine: str) -> None:
     assert kernels.locate(memory, 0x10F, 2) == kernels.locate(memory, 0x120, 1) == -1
 
 
+@every_engine
+def test_where_a_region_ends_its_permission_ends(engine: str) -> None:
+    """Another one begins at that very address, and it is that one's permission that counts."""
+    views = [memoryview(bytearray(16)) for _ in range(3)]
+    regions = [Region(0x100, views[0], False), Region(0x110, views[1], True), Region(0x120, views[2], False)]
+    kernels = engine_named(engine)
+    memory = kernels.memory(GuestMemory(regions))
+    assert kernels.mapped(memory, 0x110, 16, 1)
+    assert kernels.mapped(memory, 0x100, 48, 0)
+    for address, length in ((0x10F, 1), (0x10F, 2), (0x110, 17), (0x120, 1)):
+        assert kernels.mapped(memory, address, length, 0)
+        assert not kernels.mapped(memory, address, length, 1)
+
+
 def _device_says(made: Pair, flags: int) -> None:
     """Stores the device's wish, as flags; event index is not negotiated."""
     record: Any = virtq_used(made.driver.size) if made.driver.layout == "split" else pvirtq_event_suppress
