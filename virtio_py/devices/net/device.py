@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-from attrs import Attribute, define, field, setters, validators
+from attrs import Attribute, define, field, setters
 
 from virtio_py.device import Device, DeviceEnd, QueueSpec
 from virtio_py.devices.net.control import serve_command
@@ -86,6 +86,11 @@ def _check_mac(device: NetDevice, attribute: Attribute[Any], value: bytes | None
         raise UsageError(f"{value.hex(':')} is not the address of a station")
 
 
+def _check_pairs(device: NetDevice, attribute: Attribute[int], value: int) -> None:
+    if not 1 <= value <= MAX_PAIRS:
+        raise UsageError(f"{value} pairs of queues are not from 1 to {MAX_PAIRS}")
+
+
 def _check_mtu(device: NetDevice, attribute: Attribute[Any], value: int | None) -> None:
     if value is not None and not MTU_MIN <= value <= MTU_MAX:
         raise UsageError(f"an MTU of {value} is not from {MTU_MIN} to {MTU_MAX}")
@@ -112,7 +117,7 @@ class NetDevice(Device):
     feature_needs = FEATURE_NEEDS
     port: Port
     mac: bytes | None = field(default=b"\x52\x54\x00\x12\x34\x56", validator=_check_mac, kw_only=True)
-    pairs: int = field(default=1, validator=[validators.ge(1), validators.le(MAX_PAIRS)], kw_only=True)
+    pairs: int = field(default=1, validator=_check_pairs, kw_only=True)
     mtu: int | None = field(default=None, validator=_check_mtu, on_setattr=setters.frozen, kw_only=True)
     speed: int | None = field(default=None, validator=_check_speed, kw_only=True)
     duplex: Duplex = field(default=Duplex.FULL, converter=Duplex, kw_only=True)

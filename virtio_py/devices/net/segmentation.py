@@ -30,6 +30,7 @@ from virtio_py.spec import bit
 MAX_SEGMENTS: Final = 2048
 """The most segments one packet is cut into: 64 KiB at the smallest segment size that TCP stacks use, and some more."""
 
+_PLAIN_FLAGS: Final = HdrFlag.NEEDS_CSUM | HdrFlag.DATA_VALID
 _FIN_PSH, _CWR = 0x09, 0x80
 _MORE_FRAGMENTS: Final = 0x2000
 
@@ -108,11 +109,12 @@ def fit(packet: Packet, offloads: int) -> Iterator[Packet]:
         done = complete(packet)
         # Completed in any case: so that an offset that lies is found here, and not by the receiver.
         kept = packet if offloads & bit(NetFeature.GUEST_CSUM) else done._replace(flags=0)
-        yield kept._replace(gso_type=0, hdr_len=0)
+        yield kept._replace(flags=kept.flags & _PLAIN_FLAGS, gso_type=0, hdr_len=0)
         return
     shape = shape_of(packet)
     if not _required(packet, shape) & ~offloads:
-        yield packet._replace(hdr_len=shape.payload)
+        flags = packet.flags & (HdrFlag.NEEDS_CSUM | (HdrFlag.UDP_TUNNEL_CSUM if shape.outer is not None else 0))
+        yield packet._replace(flags=flags, hdr_len=shape.payload)
         return
     for frame in _CUTTERS[packet.gso](packet, shape):
         yield Packet(bytes(frame))
@@ -125,8 +127,8 @@ def _required(packet: Packet, shape: Shape) -> int:
         needed |= bit(NetFeature.GUEST_ECN)
     if shape.outer is not None:
         needed |= bit(OFFLOAD_TUNNEL_GSO)
-    if packet.flags & HdrFlag.UDP_TUNNEL_CSUM:
-        needed |= bit(OFFLOAD_TUNNEL_GSO_CSUM)
+        if packet.flags & HdrFlag.UDP_TUNNEL_CSUM:
+            needed |= bit(OFFLOAD_TUNNEL_GSO_CSUM)
     return needed
 
 
