@@ -2,7 +2,7 @@
 # back after a remount, delete a third, trim. Left on the disk: the tree in /tree, and /manifest, its SHA-256 sums.
 set -eu
 . "$(dirname "$0")/scsi.sh"
-files=${1:-1500} disk=/dev/sda
+files=${1:-1800} disk=/dev/sda
 wait_for 10 [ -b "$disk" ]
 mkfs.ext4 -q -F "$disk"
 mount "$disk" /mnt

@@ -8,13 +8,13 @@ wait_for 20 [ -b /dev/sdb ]
 echo "address: $(basename "$(readlink -f /sys/block/sdb/device)")"
 echo "sectors: $(cat /sys/block/sdb/size)"
 dd if=/dev/sdb bs=4k count=16 iflag=direct status=none | sha256sum
+before=$(cat /sys/block/sdb/size)
 echo seen
 
 larger() {
 	[ "$(cat /sys/block/sdb/size)" -gt "$1" ]
 }
 
-before=$(cat /sys/block/sdb/size)
 wait_for 20 larger "$before"
 echo "sectors: $(cat /sys/block/sdb/size)"
 echo grown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from attrs import define, field
 
@@ -79,7 +80,7 @@ class Bus:
 
     def units_of(self, target: int) -> Mapping[int, LogicalUnit]:
         """The units of a target by their LUNs; empty if there is no such target."""
-        return dict(self._targets.get(target, {}))
+        return MappingProxyType(self._targets.get(target, {}))
 
     def resolve(self, field: bytes) -> Address | None:
         """Whom a `lun` field addresses; None if there is no such target, or the field is of no known format."""

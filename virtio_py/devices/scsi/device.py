@@ -144,10 +144,8 @@ class ScsiDevice(Device):
     def attach(self, target: int, lun: int, unit: LogicalUnit) -> None:
         """Puts a unit at a place, and tells a driver that is there (5.6.6.3). Raises UsageError for a place that is
         taken or does not exist, or a unit that has one."""
-        others = self._bus.units_of(target)
         self._bus.add(Address(target, lun), unit)
-        for other in others.values():
-            other.attend(LUNS_CHANGED, only=self.nexus)
+        self._luns_changed(target)
         unit.join(self.nexus)
         unit.watchers.append(self._changed)
         self._transport_reset(Address(target, lun), ResetReason.RESCAN)
@@ -160,10 +158,15 @@ class ScsiDevice(Device):
         unit.leave(self.nexus)
         unit.watchers.remove(self._changed)
         self.subscriptions.pop(address, None)
-        for other in self._bus.units_of(target).values():
-            other.attend(LUNS_CHANGED, only=self.nexus)
+        self._luns_changed(target)
         self._transport_reset(address, ResetReason.REMOVED)
         return unit
+
+    def _luns_changed(self, target: int) -> None:
+        # Before DRIVER_OK nobody has seen other LUNs than there are.
+        if self._end is not None:
+            for other in self._bus.units_of(target).values():
+                other.attend(LUNS_CHANGED, only=self.nexus)
 
     def hard_reset(self, target: int, lun: int) -> None:
         """Resets a unit on the operator's behalf; its tasks end with RESET, and the driver is told."""

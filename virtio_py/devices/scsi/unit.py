@@ -138,6 +138,8 @@ class Operation:
 Key = tuple[int, int | None]
 """An operation code and its service action, None where it has none."""
 
+_LUN_BITS: Final = 0xE0
+
 _SERVICE_ACTIONS: Final = frozenset(
     {
         Opcode.SERVICE_ACTION_IN_16,
@@ -307,5 +309,7 @@ def check_bits(cdb: bytes, operation: Operation) -> None:
     if len(cdb) < len(operation.usage):
         raise invalid_in_cdb(len(cdb))
     for at, (value, mask) in enumerate(zip(cdb, operation.usage, strict=False)):
-        if wrong := value & ~mask:
+        # SCSI-2 had the LUN in the second byte; Linux puts it there until it has learnt that a unit is younger.
+        ignored = _LUN_BITS if at == 1 and not mask & _LUN_BITS else 0
+        if wrong := value & ~mask & ~ignored:
             raise CheckCondition(invalid_in_cdb(0).condition, field=FieldPointer(at, wrong.bit_length() - 1))
