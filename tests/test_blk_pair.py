@@ -479,7 +479,6 @@ def test_a_device_that_lies_about_ok_is_failed(status: int, wrote: bool) -> None
 @pytest.mark.parametrize(
     "lie",
     [
-        {"size_max": 0},
         {"seg_max": 0},
         {"size_max": 1, "seg_max": 2},
         {"num_queues": 0},
@@ -497,6 +496,19 @@ def test_a_configuration_that_cannot_be_used_fails_the_start(lie: dict[str, int]
     with pytest.raises(NegotiationError):
         BlkDriver(transport).start()
     assert transport.read_status() & DeviceStatus.FAILED
+
+
+def test_a_size_max_of_0_is_taken_for_a_page() -> None:
+    """qemu-storage-daemon says 0."""
+
+    @define(eq=False)
+    class Nought(Witness):
+        def read_config(self) -> bytes:
+            return virtio_blk_config.encode_values(virtio_blk_config.decode(super().read_config())._replace(size_max=0))
+
+    device = Nought(MemoryMedium.of(1 << 16), size_max=8192)
+    assert BlkDriver(InProcess(device)).start().read(0, 128) == bytes(1 << 16)
+    assert {size for _, _, room in device.seen for size in room[:-1]} == {4096}
 
 
 def test_limits_of_zero_mean_that_the_request_cannot_be_sent() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final, Protocol, Self
 
-from virtio_py.errors import NeedsReset, NegotiationError, PeerError, UsageError, VirtioError
+from virtio_py.errors import Disconnected, NeedsReset, NegotiationError, PeerError, UsageError, VirtioError
 from virtio_py.memory import Arena, Buffer
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.rings.queue import DriverQueue
@@ -223,8 +224,9 @@ class Driver:
             self.kick(queue)
 
     def fail(self) -> None:
-        """Tells the device that we have given up on it (FAILED)."""
-        self.transport.write_status(self.transport.read_status() | DeviceStatus.FAILED)
+        """Tells the device that we have given up on it (FAILED), if it is there to hear it."""
+        with contextlib.suppress(Disconnected):
+            self.transport.write_status(self.transport.read_status() | DeviceStatus.FAILED)
 
     def has(self, feature: int) -> bool:
         """Whether a feature bit was negotiated."""

@@ -35,6 +35,8 @@ from virtio_py.spec import DeviceId, bit, mask
 _MOST_BYTES: Final = 1 << 18
 """Bytes of data in one request, whatever the device would take: a request lies in the arena as a whole."""
 
+_PAGE: Final = 4096
+
 
 class BlkError(VirtioError):
     """The device failed a request: `status` is its answer, a number that may be none of BlkStatus."""
@@ -103,7 +105,8 @@ class BlkDriver(Driver):
         info = self.info
         # Without SEG_MAX nothing is promised beyond one descriptor of data.
         segments = min(1 if info.seg_max is None else info.seg_max, min(queue.size for queue in self.queues) - 2)
-        self._segment = _MOST_BYTES if info.size_max is None else min(info.size_max, _MOST_BYTES)
+        # QEMU's qemu-storage-daemon offers SIZE_MAX and says 0; Linux takes that for a page.
+        self._segment = _MOST_BYTES if info.size_max is None else min(info.size_max or _PAGE, _MOST_BYTES)
         self._most = min(max(segments, 0) * self._segment, _MOST_BYTES) // SECTOR
         if not self._most:
             raise NegotiationError(f"{segments} segments of {self._segment} bytes hold no sector")

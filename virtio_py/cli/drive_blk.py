@@ -1,0 +1,142 @@
+"""`virtio-py drive blk`: a disk's driver on the command line. Offsets and lengths are bytes, 1M is 2^20."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from random import Random
+from time import perf_counter
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from virtio_py.cli.drive_common import Action, Kind, add_json, byte_count, print_info
+from virtio_py.errors import UsageError
+
+if TYPE_CHECKING:
+    from virtio_py.devices.blk.driver import BlkDriver
+
+_SECTOR: Final = 512
+_CHUNK: Final = 1 << 18
+
+
+def _driver() -> type[BlkDriver]:
+    from virtio_py.devices.blk.driver import BlkDriver
+
+    return BlkDriver
+
+
+def _info(driver: BlkDriver, args: argparse.Namespace) -> int:
+    from attrs import fields
+
+    from virtio_py.devices.blk.layout import BlkFeature
+
+    config = {name: getattr(driver.info, name) for name in (f.name for f in fields(type(driver.info)))}
+    print_info(driver, BlkFeature, {"id": driver.get_id().decode(errors="replace"), **config}, args.json)
+    return 0
+
+
+def _add_read(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--offset", type=byte_count, default=0, metavar="BYTES", help="where to begin (0)")
+    parser.add_argument("--length", type=byte_count, metavar="BYTES", help="how many (up to the disk's end)")
+    parser.add_argument("--output", metavar="FILE", default="-", help="where to put them (standard output)")
+
+
+def _read(driver: BlkDriver, args: argparse.Namespace) -> int:
+    size = driver.info.capacity * _SECTOR
+    end = size if args.length is None else args.offset + args.length
+    if not args.offset <= end <= size:
+        raise UsageError(f"bytes [{args.offset}, {end}) are not on a disk of {size}")
+    with _file(args.output, "wb") as output:
+        for at in range(args.offset // _SECTOR * _SECTOR, end, _CHUNK):
+            sectors = -(-(min(at + _CHUNK, end) - at) // _SECTOR)
+            data = driver.read(at // _SECTOR, sectors)
+            output.write(data[max(args.offset - at, 0) : end - at])
+    return 0
+
+
+def _add_write(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--offset", type=byte_count, default=0, metavar="BYTES", help="where to begin (0)")
+    parser.add_argument("--input", metavar="FILE", default="-", help="what to write (standard input)")
+
+
+def _write(driver: BlkDriver, args: argparse.Namespace) -> int:
+    """Whole sectors; what is on the disk when it ends is durable."""
+    if args.offset % _SECTOR:
+        raise UsageError(f"offset {args.offset} is not a multiple of {_SECTOR}")
+    at = args.offset // _SECTOR
+    with _file(args.input, "rb") as source:
+        for data in _chunks(source):
+            if rest := len(data) % _SECTOR:
+                raise UsageError(f"the last {rest} bytes of {args.input} are not a whole sector")
+            driver.write(at, data)
+            at += len(data) // _SECTOR
+    driver.flush()
+    return 0
+
+
+def _chunks(source: IO[bytes]) -> Iterator[bytes]:
+    while data := source.read(_CHUNK):
+        yield data
+
+
+def _file(path: str, mode: str) -> Any:
+    if path == "-":
+        return nullcontext((sys.stdout if "w" in mode else sys.stdin).buffer)
+    return open(path, mode)  # our caller's `with` closes it
+
+
+def _flush(driver: BlkDriver, args: argparse.Namespace) -> int:
+    driver.flush()
+    return 0
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="how long (5)")
+    parser.add_argument("--block-size", type=byte_count, default=4096, metavar="BYTES", help="of each request (4096)")
+    parser.add_argument("--queue-depth", type=int, choices=(1,), default=1, help="requests under way at a time (1)")
+    add_json(parser)
+
+
+def _bench(driver: BlkDriver, args: argparse.Namespace) -> int:
+    """Reads at random places, one after another."""
+    sectors, rest = divmod(args.block_size, _SECTOR)
+    blocks = driver.info.capacity // sectors if sectors else 0
+    if rest or not blocks:
+        raise UsageError(f"blocks of {args.block_size} bytes are not whole sectors of a disk of {driver.info.capacity}")
+    # The first one may have to wait for a compiler.
+    driver.read(0, sectors)
+    place, count, start = Random(0), 0, perf_counter()
+    while (taken := perf_counter() - start) < args.seconds:
+        driver.read(place.randrange(blocks) * sectors, sectors)
+        count += 1
+    rate = count / taken if taken else 0.0
+    _print_rate(args, {"requests": count, "seconds": taken, "iops": rate, "bytes_per_second": rate * args.block_size})
+    return 0
+
+
+def _print_rate(args: argparse.Namespace, result: dict[str, float]) -> None:
+    if args.json:
+        print(json.dumps(result))
+        return
+    megabytes = result["bytes_per_second"] / 1e6
+    print(f"{result['iops']:.0f} IOPS, {megabytes:.1f} MB/s: {result['requests']} reads in {result['seconds']:.2f} s")
+
+
+def _add_nothing(parser: argparse.ArgumentParser) -> None:
+    """The action has no options."""
+
+
+KIND: Final = Kind(
+    "a disk",
+    _driver,
+    {
+        "info": Action("print what the disk is", add_json, _info),
+        "read": Action("read bytes", _add_read, _read),
+        "write": Action("write whole sectors, and flush", _add_write, _write),
+        "flush": Action("make all writes durable", _add_nothing, _flush),
+        "bench": Action("read at random, and count", _add_bench, _bench),
+    },
+)
+"""The row of the table."""
