@@ -576,9 +576,9 @@ def test_no_receive_buffer_is_lost_or_used_twice(sizes: list[int], lengths: list
         wire.deliver(Packet(frame_of(bytes(length))))
     used = [token for token, _ in queue.take_used()]
     assert used == list(range(len(used)))
-    assert queue.outstanding == len(sizes) - len(used) == len(device._rooms.get(0, ()))
+    assert queue.outstanding == len(sizes) - len(used) == len(device.reception._rooms.get(0, ()))
     driver.reset()
-    assert not device._rooms
+    assert not device.reception._rooms
 
 
 @given(
@@ -701,7 +701,7 @@ def test_a_queue_that_is_reset_gives_its_buffers_back() -> None:
     driver, device, _ = pair(wire, ring=ring)
     assert wire.deliver(Packet(frame_of(b"1")))
     assert len(driver.receive_all()) == 1
-    assert device._rooms[0]
+    assert device.reception._rooms[0]
     driver.transport.reset_queue(0)
-    assert 0 not in device._rooms
+    assert 0 not in device.reception._rooms
     assert wire.deliver(Packet(frame_of(b"2")))

@@ -11,7 +11,7 @@ from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.net_frames import THEM, US, Wire, checksums_hold, frame_of, partial_packet
+from tests.net_frames import THEM, US, Wire, checksums_hold, ethernet, frame_of, ip, partial_packet, udp
 from tests.test_net_pair import RING, SmallBuffers, settle
 from virtio_py.devices.net import control_layout as c
 from virtio_py.devices.net.commands import NetControlError, RssSettings
@@ -19,7 +19,7 @@ from virtio_py.devices.net.control_layout import StatsType
 from virtio_py.devices.net.counters import Coalescing
 from virtio_py.devices.net.device import ALL_FEATURES, NetDevice
 from virtio_py.devices.net.driver import NetDriver, announcement
-from virtio_py.devices.net.header import Packet, decode_header, header_size
+from virtio_py.devices.net.header import Packet, decode_header, header_size, packet_of
 from virtio_py.devices.net.layout import (
     MAX_FRAME,
     TUNNEL,
@@ -30,10 +30,11 @@ from virtio_py.devices.net.layout import (
     NetFeature,
     virtio_net_hdr,
 )
+from virtio_py.devices.net.segmentation import fit
 from virtio_py.errors import NegotiationError, RequestError, UsageError
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
-from virtio_py.spec import DeviceStatus, bit, mask
+from virtio_py.spec import DeviceStatus, Feature, bit, mask
 from virtio_py.transports.in_process import InProcess
 
 _F = NetFeature
@@ -63,12 +64,12 @@ class Witness(NetDevice):
         return [(decode_header(data[:size]), data[size:]) for index, data in self.seen if index == 1]
 
 
-def pair(features: int = ALL_FEATURES, **options: Any) -> tuple[NetDriver, Witness, Wire, InProcess]:
+def pair(features: int = ALL_FEATURES, ring: int = RING, **options: Any) -> tuple[NetDriver, Witness, Wire, InProcess]:
     options.setdefault("offered", ALL_FEATURES)
     wire = Wire()
     device = Witness(wire, **options)
     transport = InProcess(device, memory_size=4 << 20)
-    return SmallBuffers(transport, features=features | RING, queue_size=64).start(), device, wire, transport
+    return SmallBuffers(transport, features=features | ring, queue_size=64).start(), device, wire, transport
 
 
 # What it accepts
@@ -149,7 +150,7 @@ def test_receive_buffers(mtu: int | None, features: int) -> None:
     header = header_size(driver.features)
     big = driver.features & mask(_F.GUEST_TSO4, _F.GUEST_TSO6, _F.GUEST_UFO, _F.GUEST_USO4, _F.GUEST_USO6)
     for n in range(driver.max_pairs):
-        sizes = [chain.writable.remaining for chain in device._rooms[2 * n]]
+        sizes = [chain.writable.remaining for chain in device.reception._rooms[2 * n]]
         assert sizes
         if driver.has(_F.MRG_RXBUF):
             assert min(sizes) >= header
@@ -319,7 +320,11 @@ def test_the_bytes_of_commands() -> None:
 @pytest.mark.clause("net-rss.driver.inner-header-hash.2")
 @pytest.mark.clause("net-rss.driver.rss-context.3")
 @pytest.mark.clause("net-coal.driver.notifications-coalescing.4")
+@pytest.mark.clause("net-rss.driver.rss-context.2")
+@pytest.mark.clause("net-rss.device.rss-context.1")
+@pytest.mark.clause("net-coal.driver.notifications-coalescing.1")
 @pytest.mark.clause("net-stats.driver.device-statistics.1")
+@pytest.mark.clause("net-stats.driver.device-statistics.2")
 def test_what_the_device_cannot_do_is_not_asked() -> None:
     driver, _, _, _ = pair(pairs=2)
     for bad in (
@@ -337,8 +342,13 @@ def test_what_the_device_cannot_do_is_not_asked() -> None:
         driver.set_tunnel_hashing(1 << 9)
     with pytest.raises(UsageError):
         driver.statistics(0, StatsType.RX_SPEED)
-    with pytest.raises(NetControlError):
+    with pytest.raises(UsageError):
         driver.statistics(0, StatsType.TX_BASIC)
+    with pytest.raises(NetControlError):
+        driver.command(c.NOTF_COAL_VQ_GET, bytes(4)[:3], before=8)
+    for context in (0, 9):
+        with pytest.raises(UsageError):
+            driver.set_rss_context(context, RssSettings(1, b""))
     with pytest.raises(UsageError):
         driver.queue_coalescing(4)
     driver.set_rss_context(1, RssSettings(1, b""))
@@ -362,6 +372,139 @@ def test_an_announcement() -> None:
     assert len(announcement(US)) == 60
 
 
+def tunnel_packet() -> Packet:
+    """A TCP super-packet in Geneve, whose outer checksum is left to somebody else."""
+    inner = partial_packet(bytes(range(200)) * 10, Gso.TCPV4, 4, 700)
+    body = bytes.fromhex("0000655800000000") + inner.frame
+    frame = ethernet(ip(17, udp(body, ports=(9, 6081), partial=True)))
+    flags, gso_type = HdrFlag.NEEDS_CSUM | HdrFlag.UDP_TUNNEL_CSUM, Gso.TCPV4 | GsoFlag.UDP_TUNNEL_IPV4
+    return Packet(frame, flags, gso_type, 700, 50 + 54, 50 + 34, 16, 34, 50 + 14)
+
+
+PLAIN_GSO = mask(_F.CSUM, _F.HOST_TSO4, _F.HOST_TSO6, _F.HOST_USO)
+GUEST_GSO = mask(_F.GUEST_CSUM, _F.GUEST_TSO4, _F.GUEST_TSO6, _F.GUEST_USO4, _F.GUEST_USO6)
+
+
+@pytest.mark.clause("net-tunnel.driver.packet-transmission.16")
+@pytest.mark.clause("net-tunnel.driver.packet-transmission.20")
+@pytest.mark.clause("net-tunnel.driver.packet-transmission.21")
+@pytest.mark.clause("net-tunnel.driver.packet-transmission.23")
+@pytest.mark.clause("net-tunnel.driver.packet-transmission.26")
+@pytest.mark.clause("net-tunnel.driver.packet-transmission.36")
+@pytest.mark.clause("net-tunnel.driver.packet-transmission.37")
+@pytest.mark.clause("net-tunnel.driver.packet-transmission.38")
+@pytest.mark.clause("net-tunnel.driver.packet-transmission.39")
+@pytest.mark.clause("net-tunnel.driver.packet-transmission.40")
+@pytest.mark.clause("net-tunnel.driver.packet-transmission.41")
+@pytest.mark.clause("net-tunnel.driver.packet-transmission.42")
+@pytest.mark.clause("net-tunnel.driver.packet-transmission.43")
+@pytest.mark.clause("net-tunnel.device.incoming-packets.11")
+@pytest.mark.clause("net-tunnel.device.incoming-packets.12")
+@pytest.mark.clause("net-tunnel.device.incoming-packets.23")
+@pytest.mark.clause("net-tunnel.device.incoming-packets.35")
+@pytest.mark.clause("net-tunnel.device.incoming-packets.36")
+@pytest.mark.clause("net-tunnel.device.incoming-packets.37")
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_tunnels_go_as_far_as_was_negotiated(level: int) -> None:
+    """level: no tunnels, tunnels without and with the outer checksum left to the other side."""
+    wanted = PLAIN_GSO | GUEST_GSO
+    wanted |= mask(_F.HOST_UDP_TUNNEL_GSO, _F.GUEST_UDP_TUNNEL_GSO) if level else 0
+    wanted |= mask(_F.HOST_UDP_TUNNEL_GSO_CSUM, _F.GUEST_UDP_TUNNEL_GSO_CSUM) if level == 2 else 0
+    driver, device, wire, _ = pair(wanted | bit(_F.MRG_RXBUF))
+    packet = tunnel_packet()
+    driver.send(packet)
+    driver.flush()
+    wire.deliver(packet)
+    received = driver.receive_all()
+    expected = [p.frame for p in fit(packet, 0)]
+    # A frame that is complete needs nobody: the outer checksum can be summed over each.
+    assert all(checksums_hold(frame) and checksums_hold(frame[50:]) for frame in expected)
+    for packets in ([packet_of(h, frame) for h, frame in device.sent()], received):
+        assert packets == ([packet] if level == 2 else [Packet(frame) for frame in expected])
+
+
+@pytest.mark.clause("net.device.packet-transmission.14")
+@pytest.mark.clause("net.device.incoming-packets.32")
+@pytest.mark.clause("net.device.incoming-packets.33")
+def test_what_a_driver_says_of_a_checksum_is_not_believed_but_what_a_port_says() -> None:
+    driver, device, wire, _ = pair(GUEST_GSO)
+    wrong = bytearray(frame_of(b"x"))
+    wrong[-1] ^= 1
+    queue = driver.transmitq(0)
+    for flags in (0, HdrFlag.DATA_VALID):
+        driver.transact(queue, [virtio_net_hdr.encode(flags=flags)[:12] + wrong], [])
+    assert wire.sent == [Packet(bytes(wrong))] * 2
+    for features, flags in ((GUEST_GSO, HdrFlag.DATA_VALID), (0, 0)):
+        driver, device, wire, _ = pair(features)
+        wire.deliver(Packet(frame_of(b"x"), HdrFlag.DATA_VALID))
+        assert driver.receive_all() == [Packet(frame_of(b"x"), flags)]
+    assert device.link_up
+
+
+@pytest.mark.clause("net-tunnel.device.packet-transmission.9")
+@pytest.mark.clause("net-tunnel.driver.incoming-packets.9")
+@pytest.mark.clause("net.driver.incoming-packets.5")
+@pytest.mark.clause("net.device.packet-transmission.5")
+@given(outer=st.integers(0, 65535), inner=st.integers(0, 65535), hint=st.integers(0, 65535))
+def test_offsets_of_tunnels_mean_nothing_without_one(outer: int, inner: int, hint: int) -> None:
+    packet = partial_packet(bytes(2000), Gso.TCPV4, 4, 700)
+    lying = packet._replace(outer_th_offset=outer, inner_nh_offset=inner, hdr_len=hint)
+    assert [p.frame for p in fit(lying, 0)] == [p.frame for p in fit(packet, 0)]
+
+
+@pytest.mark.clause("net-rss.device.hash-calculation-prose.1")
+@pytest.mark.clause("net-rss.device.hash-calculation-prose.2")
+@pytest.mark.clause("net-rss.device.hash-calculation-prose.3")
+@pytest.mark.clause("net-rss.device.hash-config-prose.1")
+@pytest.mark.clause("net-rss.device.rss-processing.1")
+@pytest.mark.parametrize("rss", [False, True])
+def test_hashes_are_reported_of_one_pair_of_queues(rss: bool) -> None:
+    driver, _, wire, _ = pair(mask(_F.CTRL_VQ, _F.HASH_REPORT, *([_F.RSS] if rss else [])))
+    reports = []
+    for types in (0, 1, 2):
+        driver.set_rss(RssSettings(types, bytes(range(40)))) if rss else driver.set_hashing(types, bytes(range(40)))
+        wire.deliver(Packet(frame_of(b"x")))
+        assert driver.receive(timeout=0) is not None
+        reports.append(driver.last_header.hash_report)
+    assert reports == [0, 1, 2]
+
+
+@pytest.mark.clause("net-rss.driver.inner-header-hash.3")
+def test_tunnel_types_that_nobody_has_documented() -> None:
+    driver, _, _, _ = pair(supported_tunnel_types=0xFFFFFFFF)
+    driver.set_tunnel_hashing(0x1FF)
+
+
+@pytest.mark.clause("net.driver.automatic-receive-steering-prose.1")
+@pytest.mark.clause("net.driver.automatic-receive-steering-prose.2")
+def test_every_pair_in_use_can_be_used() -> None:
+    driver, device, wire, _ = pair(pairs=3)
+    driver.set_pairs(3)
+    for n in range(3):
+        driver.send(frame_of(bytes([n])), n)
+        driver.flush(n)
+    assert [index for index, data in device.seen if index in (1, 3, 5)] == [1, 3, 5]
+    assert wire.frames == [frame_of(bytes([n])) for n in range(3)]
+
+
+@pytest.mark.clause("net-coal.device.notifications-coalescing.7")
+@pytest.mark.clause("net-coal.device.notifications-coalescing.8")
+@pytest.mark.clause("net-stats.driver.device-statistics.3")
+def test_coalescing_never_notifies_a_driver_that_does_not_want_to_hear() -> None:
+    # With EVENT_IDX a driver cannot be left alone altogether.
+    driver, _, wire, transport = pair(ring=RING & ~bit(Feature.EVENT_IDX))
+    driver.set_coalescing(receive=Coalescing(1, 1))
+    driver.receiveq(0).disable_notifications()
+    before = transport.used_notifications
+    for _ in range(5):
+        wire.deliver(Packet(frame_of(b"")))
+    assert transport.used_notifications == before
+    every = [kind for kind in StatsType if kind < StatsType.TX_BASIC and kind != StatsType.RX_SPEED]
+    found = driver.statistics(0, *every)
+    assert set(found) == set(every)
+    assert found[StatsType.RX_BASIC]["rx_packets"] == 5
+
+
 # Devices that lie
 
 
@@ -369,7 +512,7 @@ def receive(features: int, data: list[bytes]) -> tuple[NetDriver, list[Packet]]:
     """What the driver makes of buffers that a device fills with `data`."""
     driver, device, _, transport = pair(features)
     settle(transport)
-    room = device._rooms[0]
+    room = device.reception._rooms[0]
     queue = room[0].queue
     chains = [room.popleft() for _ in data]
     for chain, content in zip(chains, data, strict=True):

@@ -263,6 +263,11 @@ def tunnelled(payload: bytes, checksummed: bool) -> Packet:
 
 
 @pytest.mark.clause("net-tunnel.device.incoming-packets.21")
+@pytest.mark.clause("net-tunnel.device.incoming-packets.22")
+@pytest.mark.clause("net-tunnel.device.incoming-packets.34")
+@pytest.mark.clause("net-tunnel.driver.packet-transmission.18")
+@pytest.mark.clause("net-tunnel.driver.packet-transmission.19")
+@pytest.mark.clause("net-tunnel.driver.packet-transmission.46")
 @pytest.mark.clause("net-tunnel.device.incoming-packets.24")
 @pytest.mark.clause("net-tunnel.device.incoming-packets.25")
 @pytest.mark.parametrize("checksummed", [False, True])
@@ -270,7 +275,11 @@ def test_tunnels(checksummed: bool) -> None:
     packet = tunnelled(bytes(range(250)) * 10, checksummed)
     everything = mask(_F.GUEST_CSUM, _F.GUEST_TSO6, OFFLOAD_TUNNEL_GSO)
     enough = everything | (bit(OFFLOAD_TUNNEL_GSO_CSUM) if checksummed else 0)
-    assert list(fit(packet, enough)) == [packet]
+    by_inner = packet._replace(gso_type=Gso.TCPV6 | GsoFlag.UDP_TUNNEL_IPV6)
+    for written in (packet, by_inner):
+        assert list(fit(written, enough)) == [by_inner]
+        assert list(fit(written, enough, outer_tunnel_bits=True)) == [packet]
+    assert list(fit(packet._replace(flags=packet.flags | HdrFlag.DATA_VALID), enough)) == [by_inner]
     for offloads in {0, everything} - {enough}:
         parts = [p.frame for p in fit(packet, offloads)]
         assert b"".join(frame[packet.hdr_len :] for frame in parts) == bytes(range(250)) * 10

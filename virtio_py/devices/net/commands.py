@@ -9,7 +9,7 @@ from attrs import frozen
 
 from virtio_py.devices.net import control_layout as c
 from virtio_py.devices.net.control_layout import STATS_REPLIES, Ack, StatsType, virtio_net_ctrl
-from virtio_py.devices.net.counters import Coalescing
+from virtio_py.devices.net.counters import STATS_OF_ROLE, Coalescing, Role
 from virtio_py.devices.net.layout import NetFeature, guest_offloads
 from virtio_py.driver import Driver
 from virtio_py.errors import RequestError, UsageError, VirtioError
@@ -209,7 +209,8 @@ class NetCommands(Driver):
 
     def set_rss_context(self, context: int, settings: RssSettings) -> None:
         """Adds the RSS context, or changes it."""
-        self._need(_F.RSS_CONTEXT)
+        if not 1 <= context <= self.max_rss_contexts():
+            raise UsageError(f"there is no RSS context {context}")
         self._check_rss(settings)
         command = c.RSS_CTX_MOD if context in self.contexts else c.RSS_CTX_ADD
         self.command(command, c.virtnet_rss_ctx_add_modify.encode(rss_ctx_id=context) + settings.encode())
@@ -267,8 +268,9 @@ class NetCommands(Driver):
         """Statistics of the virtqueue with an index: the counters of each kind by their names."""
         self._need(_F.DEVICE_STATS)
         supported = self.supported_statistics()
-        if not kinds or not all(supported & bit(kind) for kind in kinds):
-            raise UsageError("the device does not have these statistics")
+        role = Role.CONTROL if index == 2 * self.max_pairs else Role(index & 1)
+        if not kinds or not all(supported & bit(kind) and kind in STATS_OF_ROLE[role] for kind in kinds):
+            raise UsageError(f"queue {index} does not have these statistics")
         asked = c.virtio_net_ctrl_queue_stats.encode(vq_index=index, types_bitmap=sum(bit(kind) for kind in set(kinds)))
         return _parse_statistics(self.command(c.STATS_GET, asked, result=_STATS_ROOM))
 

@@ -12,22 +12,20 @@ Between driver and port stands `segmentation.fit`: either side is given what it 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-from attrs import Attribute, define, field, setters
+from attrs import Attribute, define, field, setters, validators
 
 from virtio_py.device import Device, DeviceEnd, QueueSpec
 from virtio_py.devices.net.control import serve_command
 from virtio_py.devices.net.counters import CoalescingTable, Counts, Role
 from virtio_py.devices.net.filtering import ReceiveFilter
-from virtio_py.devices.net.header import Packet, decode_header, encode_header, header_size, packet_of
+from virtio_py.devices.net.header import Packet
 from virtio_py.devices.net.layout import (
     CONFIG_FIELDS,
     ETHERNET_HEADER,
     FEATURE_NEEDS,
-    MAX_FRAME,
     MAX_PAIRS,
     MTU_MAX,
     MTU_MIN,
@@ -40,19 +38,19 @@ from virtio_py.devices.net.layout import (
     VLAN_TAG,
     Duplex,
     Gso,
-    HdrFlag,
     NetFeature,
     NetStatus,
     consistent,
     guest_offloads,
     missing_any,
     virtio_net_config,
-    virtio_net_hdr,
 )
 from virtio_py.devices.net.parsing import network_of, vlan_id
 from virtio_py.devices.net.ports.port import Port
-from virtio_py.devices.net.rss import ALL_HASH_TYPES, NO_HASH, PacketHash, Steering
-from virtio_py.devices.net.segmentation import fit, segment_count
+from virtio_py.devices.net.reception import Reception
+from virtio_py.devices.net.rss import ALL_HASH_TYPES, PacketHash, Steering
+from virtio_py.devices.net.segmentation import fit
+from virtio_py.devices.net.transmission import count_sent, read_packet
 from virtio_py.devices.net.tunnels import ALL_TUNNEL_TYPES
 from virtio_py.errors import RequestError, UsageError
 from virtio_py.rings.chain import Chain
@@ -110,7 +108,8 @@ class NetDevice(Device):
     pairs:     receive and transmit queues of each kind
     mtu, speed, duplex: what the driver is told, or None for nothing; bytes without Ethernet's header, Mbit/s
     features:  mask of what may be offered; a bit is offered where there is also something behind it
-    offloads:  mask of what may be left undone to a packet for the driver
+    outer_tunnel_bits: whether the driver wants the tunnel bits of `gso_type` to tell the outer network header's
+               version, as Linux does, and not the inner one's, as the clauses say
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.NET
@@ -127,21 +126,20 @@ class NetDevice(Device):
     rss_max_indirection_table_length: int = field(default=RSS_TABLE_ENTRIES, kw_only=True)
     supported_hash_types: int = field(default=ALL_HASH_TYPES, kw_only=True)
     supported_tunnel_types: int = field(default=ALL_TUNNEL_TYPES, kw_only=True)
-    max_rss_contexts: int = field(default=8, kw_only=True)
+    max_rss_contexts: int = field(default=8, validator=validators.ge(1), kw_only=True)
+    outer_tunnel_bits: bool = field(default=False, kw_only=True)
     features: int = field(default=0, init=False)
     offloads: int = field(default=0, init=False)
     link_up: bool = field(default=True, init=False)
     filter: ReceiveFilter = field(init=False, factory=ReceiveFilter)
     steering: Steering = field(init=False, factory=Steering)
     coalescing: CoalescingTable = field(init=False, factory=CoalescingTable)
+    reception: Reception = field(init=False, factory=Reception)
     _announcing: bool = field(default=False, init=False)
     _own_mac: bytes | None = field(init=False)
-    _header: int = field(default=virtio_net_hdr.size, init=False)
     _end: DeviceEnd | None = field(default=None, init=False)
-    _rooms: dict[int, deque[Chain]] = field(init=False, factory=dict)
     _counts: dict[int, Counts] = field(init=False, factory=dict)
     _starved: bool = field(default=False, init=False)
-    _resuming: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         if self.pairs > 1 and not self.offered_features() & mask(_F.MQ, _F.RSS):
@@ -191,12 +189,15 @@ class NetDevice(Device):
 
     def counts(self, index: int) -> Counts:
         """The counters of a queue since the last reset, by the names that VIRTIO_NET_CTRL_STATS_GET reports."""
-        found = self._counts.setdefault(index, Counts())
+        found = self._counts_of(index)
         if self._end is not None:
             prefix = "tx" if index & 1 else "rx"
             found[f"{prefix}_notifications"] = self._end.kicks[index]
             found[f"{prefix}_interrupts"] = self._end.calls[index]
         return found
+
+    def _counts_of(self, index: int) -> Counts:
+        return self._counts.setdefault(index, Counts())
 
     # Configuration
 
@@ -261,7 +262,7 @@ class NetDevice(Device):
         """Everything that a driver may configure, as it is before it does."""
         self.features = features
         self.offloads = self.negotiated_offloads
-        self._header = header_size(features)
+        self.reception = Reception(features)
         vlans: set[int] | None = set() if self.has(_F.CTRL_VLAN) else None
         # A driver that was not given the address has one of its own, of which it may never tell.
         mac = self._own_mac if self.has(_F.MAC) else None
@@ -274,16 +275,16 @@ class NetDevice(Device):
     def reset(self) -> None:
         """Forgets the driver; link and port are as they were."""
         self.features = self.offloads = 0
-        self._end, self._announcing, self._starved, self._resuming = None, False, False, False
+        self._end, self._announcing, self._starved = None, False, False
         self._own_mac = self.mac
         self.filter, self.steering, self.coalescing = ReceiveFilter(), Steering(), CoalescingTable()
-        self._rooms.clear()
+        self.reception = Reception()
         self._counts.clear()
         self.port.reset()
 
     def queue_reset(self, index: int) -> None:
         """The buffers kept of a queue are the driver's again."""
-        self._rooms.pop(index, None)
+        self.reception.forget(index)
 
     def watch(self) -> Sequence[Watch]:
         """What the port waits for."""
@@ -299,73 +300,31 @@ class NetDevice(Device):
     def _control(self, queue: DeviceQueue, chain: Chain) -> None:
         serve_command(self, self.counts(queue.index), chain)
 
-    # Transmission
-
     def _transmit(self, queue: DeviceQueue, chain: Chain) -> None:
-        counts = self._counts.setdefault(queue.index, Counts())
+        counts = self._counts_of(queue.index)
         try:
-            packet = self._packet(chain)
+            packet = read_packet(chain, self.reception.header_bytes)
             leaving = list(fit(packet, self.port.offloads))
         except RequestError:
             # There is nobody to tell, and nothing else is wrong with the queue: the packet is lost, as on a wire.
             counts.update(tx_drops=1, tx_drop_malformed=1)
             return
-        self._count_transmitted(counts, packet, leaving)
         if not self.link_up:
             counts["tx_drops"] += 1
             return
+        count_sent(counts, packet, leaving)
         self.steering.transmitted(packet.frame, queue.index // 2)
         for part in leaving:
             self.port.send(part)
 
-    def _packet(self, chain: Chain) -> Packet:
-        """The packet in a chain, read once. Raises RequestError."""
-        length = chain.readable.remaining - self._header
-        if not ETHERNET_HEADER <= length <= MAX_FRAME + VLAN_TAG:
-            raise RequestError(f"{length} bytes are no frame")
-        header = decode_header(chain.readable.read(self._header))
-        virtio_net_hdr.validate(header, RequestError)
-        if header.flags & HdrFlag.UDP_TUNNEL_CSUM and not header.gso_type & 0x60:
-            raise RequestError("UDP_TUNNEL_CSUM without a tunnel", clause="net-tunnel.device.packet-transmission.13")
-        # DATA_VALID is not the driver's to set.
-        header = header._replace(flags=header.flags & ~(HdrFlag.DATA_VALID | HdrFlag.RSC_INFO))
-        return packet_of(header, chain.readable.read_all())
-
-    @staticmethod
-    def _count_transmitted(counts: Counts, packet: Packet, leaving: list[Packet]) -> None:
-        size = sum(len(part.frame) for part in leaving)
-        counts.update(tx_packets=len(leaving), tx_bytes=size)
-        counts["tx_needs_csum" if packet.needs_csum else "tx_csum_none"] += 1
-        if packet.gso != Gso.NONE:
-            cut = leaving[0].gso == Gso.NONE
-            counts.update(tx_gso_packets=1, tx_gso_bytes=len(packet.frame))
-            if cut:
-                counts.update(tx_gso_segments=len(leaving), tx_gso_segments_bytes=size)
-            else:
-                counts.update(tx_gso_packets_noseg=1, tx_gso_bytes_noseg=size)
-
-    # Reception
-
     def _keep(self, queue: DeviceQueue, chain: Chain) -> None:
-        """A receive buffer: kept until a frame comes."""
-        if chain.writable.remaining < self._header:
-            raise RequestError(
-                f"a receive buffer of {chain.writable.remaining} bytes has no room for a header of {self._header}",
-                clause="net.driver.setting-up-receive-buffers.3",
-            )
-        chain.defer()
-        self._room(queue).append(chain)
+        self.reception.keep(queue, chain)
         if self._starved:
-            self._starved, self._resuming = False, True
+            self._starved, self.reception.serving = False, True
             self.port.resume()
-            self._resuming = False
+            self.reception.serving = False
 
-    def _room(self, queue: DeviceQueue) -> deque[Chain]:
-        """The buffers kept of a queue; those of one that was disabled meanwhile are not its own."""
-        room = self._rooms.setdefault(queue.index, deque())
-        if room and room[0].queue is not queue:
-            room.clear()
-        return room
+    # What comes from the port
 
     def receive(self, packet: Packet) -> bool:
         """A packet from the port. False if there is no buffer for it, and nothing was done."""
@@ -381,21 +340,23 @@ class NetDevice(Device):
         if len(frame) < ETHERNET_HEADER or not self.filter.accepts(frame):
             return self._drop(0)
         number, found = self.steering.choose(frame, network_of(frame), lambda n: end.active_queue(2 * n) is not None)
-        if number is None:
+        queue = end.active_queue(2 * number) if number is not None else None
+        if queue is None:
             return self._drop(0)
         try:
-            parts = list(fit(packet, self.offloads))
+            parts = list(fit(packet, self.offloads, self.outer_tunnel_bits))
         except RequestError:
-            return self._drop(number)
-        queue = end.active_queue(2 * number)
-        assert queue is not None
+            return self._drop(queue.index)
+        return self._deliver(end, queue, parts, found)
+
+    def _deliver(self, end: DeviceEnd, queue: DeviceQueue, parts: list[Packet], found: PacketHash) -> bool:
         for n, part in enumerate(parts):
             if self._too_long(part):
-                self._drop(number)
-            elif not self._deliver(end, queue, part, found):
-                if not n:
-                    return False
-                return self._drop(number, overrun=True)
+                self._drop(queue.index)
+            elif not self.reception.deliver(end, queue, part, found, self._counts_of(queue.index)):
+                # Of a packet that was begun, the rest is lost: its sender will find out.
+                self._counts_of(queue.index).update(rx_drops=n > 0, rx_drop_overruns=n > 0)
+                return n > 0
         return True
 
     def _too_long(self, packet: Packet) -> bool:
@@ -404,72 +365,9 @@ class NetDevice(Device):
         tag = VLAN_TAG if vlan_id(packet.frame) is not None else 0
         return len(packet.frame) > self.mtu + ETHERNET_HEADER + tag
 
-    def _drop(self, number: int, overrun: bool = False) -> bool:
-        self._counts.setdefault(2 * number, Counts()).update(rx_drops=1, rx_drop_overruns=int(overrun))
+    def _drop(self, index: int) -> bool:
+        self._counts_of(index)["rx_drops"] += 1
         return True
-
-    def _deliver(self, end: DeviceEnd, queue: DeviceQueue, packet: Packet, found: PacketHash) -> bool:
-        """Puts one packet into buffers, all of which become used at once. False if there are not enough of them."""
-        needed = self._header + len(packet.frame)
-        chains = self._gather(queue, needed)
-        if chains is None and not self._resuming:
-            # Some may have become available whose notification has not arrived yet. (In the middle of serving that
-            # queue, they would overtake those that are being served.)
-            end.serve_queue(queue.index)
-            chains = self._gather(queue, needed) if end.running else None
-        if chains is None:
-            return self._full(queue) and self._drop(queue.index // 2, overrun=True)
-        if not chains:
-            return self._drop(queue.index // 2)
-        self._fill(chains, packet, found)
-        queue.complete(chains)
-        self._count_received(queue.index, packet)
-        return True
-
-    def _full(self, queue: DeviceQueue) -> bool:
-        """Whether the driver cannot add to what is kept: a packet that does not fit now never will."""
-        segments = [len(chain.writable.views()) for chain in self._room(queue)]
-        return len(segments) == queue.size or (bool(segments) and sum(segments) + segments[0] > queue.size)
-
-    def _gather(self, queue: DeviceQueue, needed: int) -> list[Chain] | None:
-        """Takes buffers for so many bytes. None if they are not there; none at all if one is too small and the
-        driver has not said that it merges them."""
-        room = self._room(queue)
-        if not self.has(_F.MRG_RXBUF):
-            if not room:
-                return None
-            return [room.popleft()] if room[0].writable.remaining >= needed else []
-        for count, chain in enumerate(room, start=1):
-            needed -= chain.writable.remaining
-            if needed <= 0:
-                return [room.popleft() for _ in range(count)]
-        return None
-
-    def _fill(self, chains: list[Chain], packet: Packet, found: PacketHash) -> None:
-        if packet.gso != Gso.NONE and self.has(_F.RSC_EXT):
-            segments = segment_count(packet)
-            packet = packet._replace(flags=packet.flags | HdrFlag.RSC_INFO, csum_start=segments, csum_offset=0)
-        if not self.has(_F.HASH_REPORT):
-            found = NO_HASH
-        data = memoryview(
-            encode_header(
-                packet, self._header, num_buffers=len(chains), hash_value=found.value, hash_report=found.report
-            )
-            + packet.frame
-        )
-        for chain in chains:
-            part = data[: chain.writable.remaining]
-            chain.writable.write(part)
-            data = data[len(part) :]
-
-    def _count_received(self, index: int, packet: Packet) -> None:
-        counts = self._counts.setdefault(index, Counts())
-        counts["rx_packets"] += 1
-        counts["rx_bytes"] += len(packet.frame)
-        valid = packet.flags & HdrFlag.DATA_VALID
-        counts["rx_needs_csum" if packet.needs_csum else "rx_csum_valid" if valid else "rx_csum_none"] += 1
-        if packet.gso != Gso.NONE:
-            counts.update(rx_gso_packets=1, rx_gso_bytes=len(packet.frame))
 
 
 _SERVE: Final[Mapping[Role, Callable[[NetDevice, DeviceQueue, Chain], None]]] = {

@@ -31,6 +31,7 @@ MAX_SEGMENTS: Final = 2048
 """The most segments one packet is cut into: 64 KiB at the smallest segment size that TCP stacks use, and some more."""
 
 _PLAIN_FLAGS: Final = HdrFlag.NEEDS_CSUM | HdrFlag.DATA_VALID
+_TUNNEL_BIT: Final[Mapping[int, int]] = {4: GsoFlag.UDP_TUNNEL_IPV4, 6: GsoFlag.UDP_TUNNEL_IPV6}
 _FIN_PSH, _CWR = 0x09, 0x80
 _MORE_FRAGMENTS: Final = 0x2000
 
@@ -100,10 +101,11 @@ def _payload(packet: Packet, transport: int, protocol: int) -> int:
     return transport + header
 
 
-def fit(packet: Packet, offloads: int) -> Iterator[Packet]:
+def fit(packet: Packet, offloads: int, outer_tunnel_bits: bool = False) -> Iterator[Packet]:
     """What a receiver with this mask of offloads can be given for the packet, in order. Raises RequestError.
 
-    A packet that is still to be segmented has a `hdr_len` that is true, whatever it was before.
+    A packet that is still to be segmented has a `hdr_len` that is true, whatever it was before, and of the tunnel bits
+    the one that names the inner network header's version: or, with `outer_tunnel_bits`, the outer one's.
     """
     if packet.gso == Gso.NONE:
         done = complete(packet)
@@ -113,11 +115,18 @@ def fit(packet: Packet, offloads: int) -> Iterator[Packet]:
         return
     shape = shape_of(packet)
     if not _required(packet, shape) & ~offloads:
-        flags = packet.flags & (HdrFlag.NEEDS_CSUM | (HdrFlag.UDP_TUNNEL_CSUM if shape.outer is not None else 0))
-        yield packet._replace(flags=flags, hdr_len=shape.payload)
+        yield _passed_on(packet, shape, outer_tunnel_bits)
         return
     for frame in _CUTTERS[packet.gso](packet, shape):
         yield Packet(bytes(frame))
+
+
+def _passed_on(packet: Packet, shape: Shape, outer_tunnel_bits: bool) -> Packet:
+    flags, gso_type = packet.flags & HdrFlag.NEEDS_CSUM, packet.gso_type & ~TUNNEL
+    if shape.outer is not None:
+        flags |= packet.flags & HdrFlag.UDP_TUNNEL_CSUM
+        gso_type |= _TUNNEL_BIT[(shape.outer if outer_tunnel_bits else shape.network).version]
+    return packet._replace(flags=flags, gso_type=gso_type, hdr_len=shape.payload)
 
 
 def _required(packet: Packet, shape: Shape) -> int:
