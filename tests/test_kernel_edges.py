@@ -179,3 +179,16 @@ def test_a_length_means_nothing_where_nothing_was_written(engine: str) -> None:
     made.device.complete(made.device.take())
     made.arena.memory.write(made.driver.descriptor_area + pvirtq_desc.offset("len"), b"\x63\0\0\0")
     assert made.driver.take_used() == [("token", 0)]
+
+
+@every_case
+def test_a_chain_may_go_on_behind_memory_that_is_only_readable(case: Case) -> None:
+    """No flag but WRITE asks for permission to write."""
+    made = pair(case, 8)
+    shared = Region(1 << 32, memoryview(bytearray(b"read")), writable=False)
+    memory = GuestMemory([*made.arena.memory.regions, shared])
+    device = made.config.activate(memory, case.features, case.engine, made.notify)
+    answer = made.arena.allocate(4)
+    made.driver.add([(1 << 32, 2), ((1 << 32) + 2, 2)], [answer.extent])
+    [chain] = device.take()
+    assert (chain.readable.read_all(), chain.writable.remaining) == (b"read", 4)

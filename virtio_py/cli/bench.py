@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
         "rings",
         help="the descriptor rings, both halves",
         description="Measure both halves of both rings against each other: each row is one combination of options. "
-        f"All {len(all_cases())} rows take some seven minutes; --quick takes {len(quick_cases())} of them.",
+        f"All {len(all_cases())} rows take some five minutes; --quick takes {len(quick_cases())} of them.",
     )
     rings.add_argument("--quick", action="store_true", help="a selection of rows, within 40 seconds")
     rings.add_argument("--json", type=Path, metavar="FILE", help="write the machine and all rows here")

@@ -13,7 +13,7 @@ Row = dict[str, Any]
 MARKERS: Final = ("<!-- rings: begin -->", "<!-- rings: end -->")
 
 # A row needs so much room. A narrower terminal breaks lines, which is better than words cut short.
-_WIDTH: Final = 132
+_WIDTH: Final = 160
 
 
 def _options(row: Row) -> str:
