@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from virtio_py.cli import serve_console, serve_net, serve_scsi
+from virtio_py.cli import serve_console, serve_net, serve_scsi, serve_zones
 from virtio_py.cli.main import main
 from virtio_py.errors import UsageError
 
@@ -74,6 +74,7 @@ def _add_blk(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--serial", default="virtio-py", metavar="TEXT", help="the disk's identification, at most 20 bytes (virtio-py)"
     )
+    serve_zones.add_options(parser)
 
 
 def _add_nothing(parser: argparse.ArgumentParser) -> None:
@@ -139,10 +140,14 @@ def _make_blk(args: argparse.Namespace) -> AbstractContextManager[Device]:
     if args.blk_file is None:
         raise UsageError("--blk-file is needed")
     medium = (DirectFileMedium if args.direct else FileMedium)(args.blk_file, args.read_only)
-    return _Holding(
-        BlkDevice(medium, serial=args.serial.encode(), num_queues=args.num_queues, queue_size=args.queue_size),
-        medium.close,
+    device = BlkDevice(
+        medium,
+        serial=args.serial.encode(),
+        num_queues=args.num_queues,
+        queue_size=args.queue_size,
+        zones=serve_zones.make(args, medium.size),
     )
+    return _Holding(device, medium.close)
 
 
 def _make_entropy(args: argparse.Namespace) -> AbstractContextManager[Device]:

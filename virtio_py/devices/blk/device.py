@@ -29,6 +29,8 @@ from virtio_py.devices.blk.layout import (
 )
 from virtio_py.devices.blk.media import Medium
 from virtio_py.devices.blk.requests import REQUESTS, Lifetime
+from virtio_py.devices.blk.zone_requests import ZONE_REQUESTS, check_zones, is_host_managed
+from virtio_py.devices.blk.zones import Zones
 from virtio_py.errors import RequestError, UsageError
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
@@ -49,7 +51,7 @@ ALL_FEATURES: Final = mask(
     BlkFeature.LIFETIME,
     BlkFeature.SECURE_ERASE,
 )
-"""What this device can offer: all but the legacy bits and VIRTIO_BLK_F_ZONED."""
+"""What this device can offer: all but the legacy bits. VIRTIO_BLK_F_ZONED is offered by having zones."""
 
 _WRITEBACK: Final = virtio_blk_config.offset("writeback")
 
@@ -82,6 +84,7 @@ class BlkDevice(Device):
     geometry, topology: fields of virtio_blk_geometry and virtio_blk_topology, or None for none
     secure_erase: limits, or None where the medium cannot promise that erased data are gone
     lifetime:   the medium's wear, or None where it keeps no account of it
+    zones:      of the whole medium, which then keeps its size; or None. They outlast resets, like the medium
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.BLOCK
@@ -100,12 +103,16 @@ class BlkDevice(Device):
     write_zeroes: RangeLimits = field(default=RangeLimits(), kw_only=True)
     secure_erase: RangeLimits | None = field(default=None, kw_only=True)
     lifetime: Lifetime | None = field(default=None, kw_only=True)
+    zones: Zones | None = field(default=None, kw_only=True)
     _negotiated: int = field(default=0, init=False)
     _cached: bool = field(init=False)
     _end: DeviceEnd | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._cached = self.writeback
+        if self.zones is not None:
+            most = self.size_max * self._seg_max if self.size_max and self.seg_max else None
+            check_zones(self.zones, self.medium.size // SECTOR, self.secure_erase, most)
         # A value that its field cannot hold is to be refused here, not when a driver comes and reads.
         self.read_config()
 
@@ -113,8 +120,13 @@ class BlkDevice(Device):
 
     @property
     def capacity(self) -> int:
-        """Sectors."""
-        return self.medium.size // SECTOR
+        """Sectors; of zones, the number stands."""
+        return self.medium.size // SECTOR if self.zones is None else self.zones.capacity
+
+    @property
+    def _seg_max(self) -> int:
+        # A chain has a header and a status too, and is no longer than the queue, in an indirect table neither.
+        return min(self.seg_max, max(self.queue_size - 2, 1))
 
     @property
     def read_only(self) -> bool:
@@ -125,6 +137,7 @@ class BlkDevice(Device):
     def _sources(self) -> Mapping[BlkFeature, object]:
         """What stands behind each feature; where it is falsy, the feature is not offered."""
         writable = not self.read_only
+        anywhere = writable and not is_host_managed(self.zones)
         return {
             BlkFeature.SIZE_MAX: self.size_max,
             BlkFeature.SEG_MAX: self.seg_max,
@@ -135,16 +148,23 @@ class BlkDevice(Device):
             BlkFeature.TOPOLOGY: self.topology,
             BlkFeature.CONFIG_WCE: writable,
             BlkFeature.MQ: self.num_queues > 1,
-            BlkFeature.DISCARD: writable,
-            BlkFeature.WRITE_ZEROES: writable,
+            BlkFeature.DISCARD: anywhere,
+            BlkFeature.WRITE_ZEROES: anywhere,
             BlkFeature.LIFETIME: self.lifetime,
             BlkFeature.SECURE_ERASE: writable and self.secure_erase,
+            BlkFeature.ZONED: self.zones is not None,
         }
 
     def offered_features(self) -> int:
-        """The mask of the features that are allowed and have something behind them; RO always, if that is so."""
+        """The mask of the features that are allowed and have something behind them; RO and ZONED always, if so."""
         behind = mask(*(feature for feature, source in self._sources.items() if source))
-        return behind & (self.features | bit(BlkFeature.RO))
+        return behind & (self.features | mask(BlkFeature.RO, BlkFeature.ZONED))
+
+    def refuse_features(self, features: int) -> str | None:
+        """Host-managed zones are of no use to a driver that does not know them (5.2.5.2)."""
+        if is_host_managed(self.zones) and not features & bit(BlkFeature.ZONED):
+            return "VIRTIO_BLK_F_ZONED is not accepted, and the zones are host-managed"
+        return None
 
     def queues(self) -> Sequence[QueueSpec]:
         """requestq1 … requestqN."""
@@ -172,8 +192,7 @@ class BlkDevice(Device):
         return {
             "capacity": self.capacity,
             "size_max": self.size_max,
-            # A chain has a header and a status too, and is no longer than the queue, in an indirect table neither.
-            "seg_max": min(self.seg_max, max(self.queue_size - 2, 1)),
+            "seg_max": self._seg_max,
             "geometry": self.geometry or {},
             "blk_size": self.blk_size,
             "topology": self.topology or {},
@@ -188,7 +207,13 @@ class BlkDevice(Device):
             "max_secure_erase_sectors": erase.max_sectors,
             "max_secure_erase_seg": erase.max_seg,
             "secure_erase_sector_alignment": erase.alignment,
+            "zoned": self._zoned_characteristics(),
         }
+
+    def _zoned_characteristics(self) -> dict[str, Any]:
+        # A driver looks at the model before it chooses its features; one that has declined zones sees none.
+        declined = self._negotiated and not self.has(BlkFeature.ZONED)
+        return {} if self.zones is None or declined else self.zones.characteristics()
 
     def write_config(self, offset: int, data: bytes) -> None:
         """`writeback` is the one field that a driver may write."""
@@ -197,7 +222,10 @@ class BlkDevice(Device):
             self._cached = data[at] != 0
 
     def resize(self, sectors: int) -> None:
-        """Changes the capacity, and tells the driver (5.2.6.2). Raises OSError if the medium cannot follow."""
+        """Changes the capacity, and tells the driver (5.2.6.2). Raises OSError if the medium cannot follow, UsageError
+        for a disk of zones."""
+        if self.zones is not None:
+            raise UsageError("a disk of zones keeps its size")
         self.medium.resize(sectors * SECTOR)
         self.capacity_changed()
 
@@ -253,11 +281,13 @@ class BlkDevice(Device):
             return BlkStatus.IOERR
         # `reserved` is not looked at: it was the priority once, and Linux still fills it.
         header = virtio_blk_req.decode(chain.readable.read(virtio_blk_req.size))
-        serve = REQUESTS.get(header.type)
+        serve = (REQUESTS if self.zones is None else ZONE_REQUESTS).get(header.type)
         if serve is None:
             return BlkStatus.UNSUPP
         try:
-            return serve(self, header.sector, chain)
+            status = serve(self, header.sector, chain)
+            # A driver that has declined zones knows none of their answers.
+            return BlkStatus.IOERR if status > BlkStatus.UNSUPP and not self.has(BlkFeature.ZONED) else status
         except OSError:
             # The driver is told by the status; what went wrong in detail is between the medium and its owner.
             return BlkStatus.IOERR

@@ -78,7 +78,7 @@ class BlkInfo:
 
 
 class BlkDriver(Driver):
-    """A disk's driver. One request is under way at a time.
+    """A disk's driver. One request is under way at a time; `batch` has the driver for many.
 
     Every method raises BlkError when the device fails the request, BlkUnsupported when it cannot be asked,
     UsageError for a range outside the capacity or a write to a read-only disk, and what `Driver.transact` raises.
@@ -159,8 +159,7 @@ class BlkDriver(Driver):
         count, rest = divmod(len(data), SECTOR)
         if rest:
             raise UsageError(f"{len(data)} bytes are not whole sectors")
-        self._check_writable()
-        self._check_range(sector, count)
+        self._check_write(sector, count)
         for at, part in self._pieces(sector, count):
             start = (at - sector) * SECTOR
             self._request(BlkRequest.OUT, at, data[start : start + part * SECTOR], queue=queue)
@@ -250,6 +249,10 @@ class BlkDriver(Driver):
         if self.info.read_only:
             raise UsageError("the device is read-only")
 
+    def _check_write(self, sector: int, count: int) -> None:
+        self._check_writable()
+        self._check_range(sector, count)
+
     def _check_range(self, sector: int, count: int) -> None:
         # A disk may have grown: one look at the configuration before refusing.
         if (
@@ -270,19 +273,23 @@ class BlkDriver(Driver):
     def _request(
         self, request: BlkRequest, sector: int = 0, data: bytes = b"", room: Sequence[int] = (), queue: int = 0
     ) -> list[bytes]:
+        answers, length = self.transact(self.queues[queue], self._parts(request, sector, data), [*room, 1])
+        self._judge(request, answers[-1][0], length, sum(room), queue)
+        return answers[:-1]
+
+    def _parts(self, request: BlkRequest, sector: int, data: bytes) -> list[bytes]:
         header = virtio_blk_req.encode(type=request, sector=sector)
-        sent = [data[at : at + self._segment] for at in range(0, len(data), self._segment)]
-        answers, length = self.transact(self.queues[queue], [header, *sent], [*room, 1])
-        status = answers.pop()[0]
+        return [header, *(data[at : at + self._segment] for at in range(0, len(data), self._segment))]
+
+    def _judge(self, request: BlkRequest, status: int, length: int, room: int, queue: int) -> None:
         if status == BlkStatus.UNSUPP:
             raise BlkUnsupported(request)
         if status != BlkStatus.OK:
             raise BlkError(request, status)
         # OK is 0, which is also what a status reads that nobody wrote, and data that nobody wrote are no data.
-        if length <= sum(room):
+        if length <= room:
             self.fail()
             raise RequestError(f"{request.name} is OK, but only {length} bytes of it were written", queue=queue)
-        return answers
 
 
 def split_range(sector: int, count: int, limits: RangeLimits) -> Iterator[tuple[int, int]]:

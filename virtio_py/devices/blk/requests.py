@@ -7,7 +7,7 @@ Everything is told by the number of bytes, nothing by how the driver cut them in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from attrs import field, frozen, validators
@@ -25,6 +25,7 @@ from virtio_py.devices.blk.layout import (
     virtio_blk_lifetime,
 )
 from virtio_py.devices.blk.media import Medium
+from virtio_py.devices.blk.zones import Zones
 from virtio_py.rings.chain import Chain
 
 
@@ -46,6 +47,7 @@ class Disk(Protocol):
     medium: Medium
     serial: bytes
     lifetime: Lifetime | None
+    zones: Zones | None
 
     @property
     def capacity(self) -> int:
@@ -74,7 +76,7 @@ class Span(NamedTuple):
     unmap: bool = False
 
 
-def _span(disk: Disk, sector: int, length: int) -> Span | None:
+def span_of(disk: Disk, sector: int, length: int) -> Span | None:
     """The bytes from `sector` on, or None if they are not whole sectors inside the capacity."""
     # Compared as sectors and by subtraction: no sum of the driver's numbers, which a faster language would wrap.
     count, rest = divmod(length, SECTOR)
@@ -85,7 +87,7 @@ def _span(disk: Disk, sector: int, length: int) -> Span | None:
 
 
 def _read(disk: Disk, sector: int, chain: Chain) -> BlkStatus:
-    span = _span(disk, sector, chain.writable.remaining)
+    span = span_of(disk, sector, chain.writable.remaining)
     if span is None:
         return BlkStatus.IOERR
     disk.medium.read_into(span.offset, chain.writable.views())
@@ -95,14 +97,15 @@ def _read(disk: Disk, sector: int, chain: Chain) -> BlkStatus:
 
 
 def _write(disk: Disk, sector: int, chain: Chain) -> BlkStatus:
-    span = _span(disk, sector, chain.readable.remaining)
+    span = span_of(disk, sector, chain.readable.remaining)
     if disk.read_only or span is None:
         return BlkStatus.IOERR
     disk.medium.write_from(span.offset, chain.readable.views())
-    return _stored(disk)
+    return stored(disk)
 
 
-def _stored(disk: Disk) -> BlkStatus:
+def stored(disk: Disk) -> BlkStatus:
+    """What a write has to do before it completes."""
     if disk.writethrough:
         disk.medium.flush()
     return BlkStatus.OK
@@ -116,14 +119,14 @@ def _flush(disk: Disk, sector: int, chain: Chain) -> BlkStatus:
 
 
 def _get_id(disk: Disk, sector: int, chain: Chain) -> BlkStatus:
-    return _answer(chain, disk.serial.ljust(ID_BYTES, b"\0"))
+    return answer(chain, disk.serial.ljust(ID_BYTES, b"\0"))
 
 
 def _get_lifetime(disk: Disk, sector: int, chain: Chain) -> BlkStatus:
     if disk.lifetime is None or not disk.has(BlkFeature.LIFETIME):
         return BlkStatus.UNSUPP
     wear = disk.lifetime
-    return _answer(
+    return answer(
         chain,
         virtio_blk_lifetime.encode(
             pre_eol_info=wear.pre_eol_info,
@@ -133,7 +136,8 @@ def _get_lifetime(disk: Disk, sector: int, chain: Chain) -> BlkStatus:
     )
 
 
-def _answer(chain: Chain, data: bytes) -> BlkStatus:
+def answer(chain: Chain, data: bytes) -> BlkStatus:
+    """Puts `data` into the chain, if there is room."""
     if chain.writable.remaining < len(data):
         return BlkStatus.IOERR
     chain.writable.write(data)
@@ -181,13 +185,32 @@ def _serve_segments(disk: Disk, kind: _RangeKind, data: bytes | None) -> BlkStat
     # All are judged before the first is carried out, so that a refused request has changed nothing.
     if disk.read_only or None in spans:
         return BlkStatus.IOERR
-    for span in filter(None, spans):
+    whole = [span for span in spans if span is not None]
+    if refusal := _refusal_of_zones(disk, kind, whole):
+        return refusal
+    for span in whole:
         kind.apply(disk.medium, span)
-    return _stored(disk)
+        if disk.zones is not None and _resets(disk, kind):
+            disk.zones.erased(span.offset // SECTOR, span.length // SECTOR)
+    return stored(disk)
+
+
+def _refusal_of_zones(disk: Disk, kind: _RangeKind, spans: Sequence[Span]) -> BlkStatus:
+    """Why the zones of a disk do not let this be done to their content, or OK."""
+    if disk.zones is None:
+        return BlkStatus.OK
+    judge = disk.zones.refusal_of_erase if _resets(disk, kind) else disk.zones.refusal_of_change
+    answers = (judge(span.offset // SECTOR, span.length // SECTOR) for span in spans)
+    return next(filter(None, answers), BlkStatus.OK)
+
+
+def _resets(disk: Disk, kind: _RangeKind) -> bool:
+    """Whether this is SECURE_ERASE where it is a reset of zones, too."""
+    return kind.feature == BlkFeature.SECURE_ERASE and disk.has(BlkFeature.ZONED)
 
 
 def _segment_span(disk: Disk, kind: _RangeKind, segment: Any) -> Span | None:
-    span = _span(disk, segment.sector, segment.num_sectors * SECTOR)
+    span = span_of(disk, segment.sector, segment.num_sectors * SECTOR)
     if span is None or segment.num_sectors > disk.limits_of(kind.feature).max_sectors:
         return None
     return span._replace(unmap=bool(segment.flags.unmap))
@@ -210,4 +233,4 @@ REQUESTS: Final[Mapping[int, Callable[[Disk, int, Chain], BlkStatus]]] = {
     BlkRequest.WRITE_ZEROES: _ranges(_WRITE_ZEROES),
     BlkRequest.SECURE_ERASE: _ranges(_SECURE_ERASE),
 }
-"""Every type that is not here is UNSUPP, the zoned ones among them."""
+"""Every type that is not here is UNSUPP. A disk with zones has more, in `zone_requests`."""

@@ -1,0 +1,52 @@
+"""`virtio-py serve blk --zoned`: the options of disks with zones.
+
+    virtio-py serve blk --socket-path /run/disk.sock --blk-file disk.img --zoned host-managed --zone-size 131072
+
+The states of the zones are kept in memory: at each start all zones are empty, whatever the file holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Final
+
+from virtio_py.errors import UsageError
+
+if TYPE_CHECKING:
+    from virtio_py.devices.blk.zones import Zones
+
+MODELS: Final = {"host-managed": "HM", "host-aware": "HA"}
+_SECTOR: Final = 512
+_APPEND: Final = 256
+"""Sectors in an append, unless the zones are smaller."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that only disks with zones have."""
+    parser.add_argument("--zoned", choices=MODELS, help="divide the disk into zones, all empty at each start")
+    parser.add_argument("--zone-size", type=int, metavar="SECTORS", help="sectors of 512 bytes in a zone")
+    parser.add_argument("--max-open", type=int, metavar="N", help="zones open at a time (no limit)")
+    parser.add_argument("--max-active", type=int, metavar="N", help="zones open or closed at a time (no limit)")
+    parser.add_argument("--max-append", type=int, metavar="SECTORS", help=f"sectors in one append (up to {_APPEND})")
+
+
+def make(args: argparse.Namespace, size: int) -> Zones | None:
+    """The zones of a disk of `size` bytes, or None. Raises UsageError for options that do not go together."""
+    numbers = (args.zone_size, args.max_open, args.max_active, args.max_append)
+    if args.zoned is None:
+        if any(number is not None for number in numbers):
+            raise UsageError("--zone-size, --max-open, --max-active and --max-append need --zoned")
+        return None
+    if args.zone_size is None:
+        raise UsageError("--zoned needs --zone-size")
+    from virtio_py.devices.blk.layout import ZonedModel
+    from virtio_py.devices.blk.zones import Zones
+
+    return Zones(
+        size // _SECTOR,
+        args.zone_size,
+        model=ZonedModel[MODELS[args.zoned]],
+        max_open=args.max_open or 0,
+        max_active=args.max_active or 0,
+        max_append=min(args.zone_size, _APPEND) if args.max_append is None else args.max_append,
+    )
