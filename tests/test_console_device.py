@@ -285,10 +285,25 @@ def test_receive_buffers_of_a_queue_that_was_stopped_get_nothing() -> None:
     deliver(transport)
     transport.end.stop_queue(RECEIVEQ)
     endpoint.feed(b"kept")
-    device.watch()
     device.pump()
     assert endpoint.arriving == b"kept"
     assert bytes(buffer.view) == bytes(16)
+
+
+def test_transmit_buffers_of_a_queue_that_was_stopped_are_not_read_any_more() -> None:
+    """They are the driver's again, with other bytes in them perhaps."""
+    endpoint = MemoryEndpoint(capacity=2)
+    driver, device, transport = mute(ConsolePort(endpoint), features=0)
+    buffer = driver.borrow(4)
+    buffer.view[:] = b"sent"
+    driver.queues[TRANSMITQ].add([buffer.extent])
+    driver.kick(driver.queues[TRANSMITQ])
+    deliver(transport)
+    transport.end.stop_queue(TRANSMITQ)
+    buffer.view[:] = b"mine"
+    assert endpoint.take() == b"se"
+    device.pump()
+    assert endpoint.take() == b""
 
 
 @pytest.mark.parametrize("when", ["read", "write", "refresh"])

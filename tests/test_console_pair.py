@@ -465,7 +465,7 @@ def test_a_driver_gives_up_on_a_device_that_breaks_the_rules(number: int, event:
 def test_a_control_message_without_a_header() -> None:
     driver, device = pair(ConsolePort(MemoryEndpoint()), max_ports=2)
     settle(driver, device)
-    room = device._control._room
+    room = device._control.room
     chain = room.popleft()
     chain.writable.write(b"short")
     chain.complete()

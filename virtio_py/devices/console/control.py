@@ -28,6 +28,7 @@ class Control:
     """What has been said, and what waits to be said.
 
     ports: the device's, by number; opened: called with a port that the driver has just opened
+    room: the driver's control receive buffers
     active: whether MULTIPORT was negotiated; ready: whether the driver has sent DEVICE_READY
     """
 
@@ -37,23 +38,20 @@ class Control:
     active: bool = field(default=False, init=False)
     ready: bool = field(default=False, init=False)
     _messages: dict[tuple[int, ConsoleEvent], bytes] = field(factory=dict, init=False)
-    _room: deque[Chain] = field(factory=deque, init=False)
+    room: deque[Chain] = field(factory=deque, init=False)
 
     def reset(self) -> None:
         """The driver is gone, with its buffers."""
         self.active = self.ready = False
         self._messages.clear()
-        self._room.clear()
+        self.room.clear()
 
     # To the driver
 
     def offer(self, queue: DeviceQueue, chain: Chain) -> None:
         """A control receive buffer. Raises RequestError if the message that is due does not fit into it."""
-        if self._room and self._room[0].queue is not queue:
-            # Those of a queue that was stopped meanwhile.
-            self._room.clear()
         chain.defer()
-        self._room.append(chain)
+        self.room.append(chain)
         self._send()
 
     def say(self, number: int, event: ConsoleEvent, value: int = 0, payload: bytes = b"") -> None:
@@ -64,9 +62,9 @@ class Control:
         self._send()
 
     def _send(self) -> None:
-        while self._messages and self._room:
+        while self._messages and self.room:
             key = next(iter(self._messages))
-            chain = self._room.popleft()
+            chain = self.room.popleft()
             if chain.writable.remaining < len(self._messages[key]):
                 raise RequestError(
                     f"{chain.writable.remaining} bytes for a control message of {len(self._messages[key])}",

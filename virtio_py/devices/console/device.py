@@ -161,6 +161,7 @@ class ConsoleDevice(Device):
         if number not in self.ports or not self.max_ports:
             raise UsageError(f"there is no port {number} that could be removed")
         port = self.ports.pop(number)
+        self._drop_stale(port)
         self._control.removed(port)
         port.leave()
         return port
@@ -173,7 +174,7 @@ class ConsoleDevice(Device):
 
     def _watches(self) -> Iterator[Watch]:
         for port in self.ports.values():
-            self._drop_stale(receiveq(port.number))
+            self._drop_stale(port)
             for fd, events in port.watch().items():
                 yield Watch(fd, events, partial(self._attend, port))
 
@@ -187,6 +188,7 @@ class ConsoleDevice(Device):
 
     def _attend(self, port: ConsolePort) -> bool:
         port.refresh()
+        self._drop_stale(port)
         if not self._running:
             port.send_urgent()
             return False
@@ -235,6 +237,7 @@ class ConsoleDevice(Device):
         """Serves one chain. Raises RequestError for one that its queue does not allow."""
         transmits = bool(queue.index & 1)
         _check_direction(chain, transmits)
+        self._drop_stale(self.ports.get(port_of(queue.index)))
         if queue.index >= CONTROL_RECEIVEQ and not self._control.active:
             raise RequestError("VIRTIO_CONSOLE_F_MULTIPORT was not negotiated, so this queue does not exist")
         self._handlers.get(queue.index, self._transmit if transmits else self._receive)(queue, chain)
@@ -252,21 +255,25 @@ class ConsoleDevice(Device):
                 self._notice(port)
 
     def _receive(self, queue: DeviceQueue, chain: Chain) -> None:
-        self._drop_stale(queue.index)
+        port = self.ports.get(port_of(queue.index))
         room = self._rooms[queue.index]
+        if room and room[0].queue is not queue:
+            # Those of a port that is gone, in a queue that was stopped since.
+            room.clear()
         chain.defer()
         room.append(chain)
-        port = self.ports.get(port_of(queue.index))
         # If there was room before, what the endpoint had is delivered, and it is watched for more.
         if port is not None and len(room) == 1:
             port.deliver()
             self._notice(port)
 
-    def _drop_stale(self, index: int) -> None:
-        """Forgets receive buffers of a queue that has been stopped: what were put there would be lost."""
-        room = self._rooms[index]
-        if room and self._end is not None and self._end.active_queue(index) is not room[0].queue:
-            room.clear()
+    def _drop_stale(self, port: ConsolePort | None) -> None:
+        """Forgets buffers of queues that have been stopped or reset: they are the driver's again, and what was put
+        there would be lost."""
+        end = self._end
+        for kept in (self._control.room, *((port.room, port.pending) if port is not None else ())):
+            if kept and end is not None and end.active_queue(kept[0].queue.index) is not kept[0].queue:
+                kept.clear()
 
 
 def _check_direction(chain: Chain, transmits: bool) -> None:

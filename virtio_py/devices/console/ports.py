@@ -42,6 +42,7 @@ class ConsolePort:
     console: whether the driver is told to use it as a text console
     failure: the endpoint's error, once it has one; from then on nobody is there
     room:    the driver's receive buffers, which belong to the queue and outlive the port
+    pending: the driver's transmit buffers that the endpoint has not taken yet
     """
 
     endpoint: Endpoint
@@ -58,7 +59,7 @@ class ConsolePort:
     told_failure: bool = field(default=False, init=False)
     told_size: ConsoleSize | None = field(default=None, init=False)
     room: deque[Chain] = field(factory=deque, init=False)
-    _pending: deque[Chain] = field(factory=deque, init=False)
+    pending: deque[Chain] = field(factory=deque, init=False)
     _urgent: bytearray = field(factory=bytearray, init=False)
 
     # The endpoint, whose failure is remembered
@@ -79,7 +80,7 @@ class ConsolePort:
         """What the endpoint is to be watched for."""
         if self.failure is not None:
             return {}
-        return self.endpoint.watch(self.driver_open and bool(self.room), bool(self._pending or self._urgent))
+        return self.endpoint.watch(self.driver_open and bool(self.room), bool(self.pending or self._urgent))
 
     def refresh(self) -> None:
         """Lets the endpoint see who is there."""
@@ -110,9 +111,9 @@ class ConsolePort:
 
     def transmit(self, chain: Chain) -> None:
         """A buffer of the transmitq: taken at once, or deferred."""
-        if self._pending or self._urgent or not self._taken(chain):
+        if self.pending or self._urgent or not self._taken(chain):
             chain.defer()
-            self._pending.append(chain)
+            self.pending.append(chain)
 
     def _taken(self, chain: Chain) -> bool:
         """Passes on what the endpoint takes of a chain; whether that was all. The pieces are handed over as they lie
@@ -142,8 +143,8 @@ class ConsolePort:
         """Goes on with what was deferred, as far as the endpoint takes it."""
         if not self.send_urgent():
             return
-        while self._pending and self._taken(self._pending[0]):
-            self._pending.popleft().complete()
+        while self.pending and self._taken(self.pending[0]):
+            self.pending.popleft().complete()
 
     # To the driver
 
@@ -174,13 +175,13 @@ class ConsolePort:
     def forget(self) -> None:
         """The device was reset: the driver has taken back its buffers, and knows of nothing."""
         self.room = deque()
-        self._pending.clear()
+        self.pending.clear()
         self.announced = self.ready = self.driver_open = self.told_open = False
         self.told_size = None
 
     def leave(self) -> None:
         """The port is removed: what waits to be sent is dropped, and its buffers are used."""
-        waiting = list(self._pending)
+        waiting = list(self.pending)
         self.forget()
         for chain in waiting:
             chain.complete()
