@@ -92,3 +92,38 @@ def test_a_queue_goes_on_in_another_device_where_it_stopped(
     assert (bytes(answer.view), length) == (b"HELLO", 5)
     for _ in range(9):
         assert echo(driver, 1) == b"HELLO"
+
+
+@pytest.mark.parametrize("order", [0, IN_ORDER], ids=["", "in-order"])
+@pytest.mark.parametrize("layout", [0, PACKED], ids=["split", "packed"])
+@pytest.mark.parametrize("done", [[], [0], [0, 1], [1], [2]])
+def test_what_a_stopped_queue_still_had_is_taken_again(done: list[int], layout: int, order: int) -> None:
+    """Three buffers are deferred and some returned, in this order; the queue stops and goes on where it says."""
+    carrier, driver = start(bit(Feature.VERSION_1) | layout | order)
+    driver.queue_size = 8
+    driver.start()
+    device = carrier.end.device
+    assert isinstance(device, Echo)
+    for _ in range(3):
+        echo(driver, 1)
+    device.holding = True
+    for _ in range(3):
+        driver.post(1)
+    carrier.available_buffer(1, driver.queues[1].notification_data)
+    carrier.step()
+    for n in done:
+        device.kept[n].complete()
+    heard = len(driver.queues[1].take_used())
+    device.holding, device.kept = False, []
+    state = carrier.end.stop_queue(1)
+    carrier.end.queue(1).state = state
+    carrier.end.enable_queue(1)
+    carrier.end.serve_queue(1)
+    again = len(driver.queues[1].take_used())
+    if order:
+        assert heard + again == 3, "held back is not returned: it is taken again"
+    else:
+        # Those before the newest that was returned cannot be told apart from it any more.
+        assert again == 2 - max(done, default=-1)
+    if heard + again == 3:
+        assert echo(driver, 1) == b"HELLO"

@@ -315,7 +315,7 @@ class DeviceEnd:
         self.notifier.used_buffer(index)
 
     def stop_queue(self, index: int) -> QueueState:
-        """Takes a queue out of service and returns where it stood; its chains that are deferred are abandoned."""
+        """Takes a queue out of service and returns where to go on: its deferred chains are to be taken anew there."""
         queue = self._queues.pop(index, None)
         return queue.stop() if queue is not None else self.queue(index).state
 

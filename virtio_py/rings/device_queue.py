@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from attrs import Factory, define, field
@@ -79,7 +80,7 @@ class DeviceQueue(Half):
         self._stopped = False
         self._paused = False
         self._held: list[Chain] = []
-        self._order: deque[Chain] = deque()
+        self._taken: deque[Chain] = deque()
         self.log: DirtyLog | None = None
         self._bound = self.bind(memory)
         self._set_state(config.state)
@@ -127,8 +128,7 @@ class DeviceQueue(Half):
         if count < 0:
             raise self._raise(-count)
         chains = [self._chain(n) for n in range(count)]
-        if self.in_order:
-            self._order.extend(chains)
+        self._taken.extend(chains)
         return chains
 
     def _chain(self, n: int) -> Chain:
@@ -161,7 +161,8 @@ class DeviceQueue(Half):
         if self._paused:
             self._held += chains
             return
-        ready = self._in_turn() if self.in_order else chains
+        returned = self._returned()
+        ready = returned if self.in_order else chains
         if self._stopped or not ready:
             return
         if self.log is not None:
@@ -182,10 +183,11 @@ class DeviceQueue(Half):
         for address, length in written_areas(self._config, self.features):
             log.mark(address, length)
 
-    def _in_turn(self) -> list[Chain]:
+    def _returned(self) -> list[Chain]:
+        """The chains, from the oldest on, that are not with the device any more."""
         ready = []
-        while self._order and self._order[0].used:
-            ready.append(self._order.popleft())
+        while self._taken and self._taken[0].used:
+            ready.append(self._taken.popleft())
         return ready
 
     def needs_notification(self) -> bool:
@@ -213,6 +215,22 @@ class DeviceQueue(Half):
         self.complete(held)
 
     def stop(self) -> QueueState:
-        """No more chains are taken or returned. Where the queue stands."""
-        self._stopped = True
+        """No more chains are taken or returned. Where the queue stands, for whoever goes on with it.
+
+        Chains that the device still has are offered again there: they lie in the ring as they were. That takes all of
+        them back to the newest one that was returned; those before it, out of order, only a reset frees.
+        """
+        if not self._stopped:
+            self._stopped = True
+            self._rewind(list(takewhile(lambda chain: self.in_order or not chain.used, reversed(self._taken))))
         return self.state
+
+    def _rewind(self, chains: Sequence[Chain]) -> None:
+        slots = sum(self._shadow[chain.id * k.SHADOW + k.SLOTS] for chain in chains)
+        position = self._state[k.NEXT_AVAILABLE] - slots
+        if self.layout == "split":
+            position &= 0xFFFF
+        elif position < 0:
+            position += self.size
+            self._state[k.AVAILABLE_WRAP] ^= 1
+        self._state[k.NEXT_AVAILABLE] = position
