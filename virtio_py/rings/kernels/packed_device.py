@@ -115,107 +115,86 @@ def packed_event(event_idx: int, position: int, wrap: int, enabled: bool) -> int
 
 
 @kernel
-def packed_segment(
-    ring: PackedRing, memory: Memory, batch: Batch, n: int, address: int, length: int, write: int
+def packed_walk(
+    ring: PackedRing, state: Words, memory: Memory, batch: Batch, n: int, first: int, slot: int, wrap: int, flags: int
 ) -> int:
-    """Records one more segment of buffer n. 0, or a fault."""
-    buffers, segments = batch.buffers, batch.segments
-    end = buffers[n * BUFFER + LAST]
-    if end - buffers[n * BUFFER + FIRST] >= ring.max_chain:
-        return TOO_LONG
-    if end * SEGMENT >= len(segments):
-        return BATCH_FULL
-    if length == 0:
-        # A descriptor of no bytes names no memory, whatever its address.
-        address = 0
-    elif not mapped(memory, address, length, write):
-        return NOT_MEMORY
-    if write:
-        buffers[n * BUFFER + WRITABLE] += length
-    elif buffers[n * BUFFER + MIDDLE] < end:
-        return ORDER
-    else:
-        buffers[n * BUFFER + MIDDLE] = end + 1
-    segments[end * SEGMENT + ADDRESS] = address
-    segments[end * SEGMENT + SIZE] = length
-    buffers[n * BUFFER + LAST] = end + 1
-    return 0
-
-
-@kernel
-def packed_bytes(batch: Batch, n: int) -> int:
-    """How many bytes buffer n has."""
-    total = 0
-    for segment in range(batch.buffers[n * BUFFER + FIRST], batch.buffers[n * BUFFER + LAST]):
-        total += batch.segments[segment * SEGMENT + SIZE]
-    return total
-
-
-@kernel
-def packed_walk_indirect(
-    ring: PackedRing, state: Words, memory: Memory, batch: Batch, n: int, address: int, length: int
-) -> int:
-    """Records the entries of an indirect table as buffer n: in sequence, length / 16 of them. 0, or a fault."""
-    state[FAULT_AT] = length
-    if not ring.indirect:
-        return INDIRECT_NOT_NEGOTIATED
-    if length == 0 or length % DESC_SIZE:
-        return INDIRECT_SIZE
-    row = locate(memory, address, length)
-    if row < 0:
-        return TABLE_NOT_MEMORY
-    table = address - memory.rows[row * ROW + START]
-    for entry in range(length // DESC_SIZE):
-        # Of an entry's flags only WRITE means anything, and its id nothing.
-        at, size, _, flags = load_packed_descriptor(memory, row, table + entry * DESC_SIZE)
-        fault = packed_segment(ring, memory, batch, n, at, size, flags & F_WRITE)
-        if fault:
-            state[FAULT_AT] = entry
-            return fault
-    return 0
-
-
-@kernel
-def packed_walk(ring: PackedRing, state: Words, memory: Memory, batch: Batch, n: int, first: int, flags: int) -> int:
-    """Follows the list at the next available slot, whose first flags are `flags`, and records it as buffer n, its
-    segments from `first` on, its LENGTH the slots it takes. 0, or a fault."""
-    buffers = batch.buffers
-    slot, wrap, size = state[NEXT_AVAILABLE], state[AVAILABLE_WRAP], ring.size
-    buffers[n * BUFFER + FIRST] = buffers[n * BUFFER + MIDDLE] = buffers[n * BUFFER + LAST] = first
-    buffers[n * BUFFER + WRITABLE] = 0
-    slots = 0
+    """Follows the list at a slot, whose first flags are `flags`, and records it as buffer n, its segments from `first`
+    on, its LENGTH the slots it takes. 0, or a fault."""
+    segments, size = batch.segments, ring.size
+    row, table, index, entries = ring.row, ring.table, slot, 0
+    end, middle, total, writable, slots, ident = first, -1, 0, 0, 0, 0
     while True:
-        address, length, ident, loaded = load_packed_descriptor(memory, ring.row, ring.table + slot * DESC_SIZE)
-        if slots:
-            # The head's flags were loaded before all else, and once; those of the rest are part of their descriptor.
-            flags = loaded
-            if not packed_is_available(flags, wrap):
-                state[FAULT_AT] = slot
-                return NOT_AVAILABLE
-        slots += 1
-        if slots > size:
-            return TOO_LONG
-        if flags & F_INDIRECT:
-            if flags & F_NEXT or slots > 1:
-                return INDIRECT_NEXT
-            fault = packed_walk_indirect(ring, state, memory, batch, n, address, length)
+        address, length, name, loaded = load_packed_descriptor(memory, row, table + index * DESC_SIZE)
+        if entries:
+            # Of an entry's flags only WRITE means anything, and its id nothing.
+            flags = loaded & F_WRITE
         else:
-            fault = packed_segment(ring, memory, batch, n, address, length, flags & F_WRITE)
-            if fault:
-                state[FAULT_AT] = slot
-        if fault:
-            return fault
-        slot += 1
-        if slot == size:
-            slot = 0
-            wrap ^= 1
-        if not flags & F_NEXT:
-            break
-    if packed_bytes(batch, n) > MAX_CHAIN_BYTES:
+            if slots:
+                # The head's flags were loaded before all else, and once; those of the rest are in their descriptor.
+                flags = loaded
+                if not packed_is_available(flags, wrap):
+                    state[FAULT_AT] = slot
+                    return NOT_AVAILABLE
+            slots += 1
+            if slots > size:
+                return TOO_LONG
+            # The buffer id stands in the last descriptor of a list.
+            ident = state[FAULT_ID] = name
+            slot += 1
+            if slot == size:
+                slot = 0
+                wrap ^= 1
+            if flags & F_INDIRECT:
+                state[FAULT_AT] = length
+                if not ring.indirect:
+                    return INDIRECT_NOT_NEGOTIATED
+                if flags & F_NEXT or slots > 1:
+                    return INDIRECT_NEXT
+                if length == 0 or length % DESC_SIZE:
+                    return INDIRECT_SIZE
+                row = locate(memory, address, length)
+                if row < 0:
+                    return TABLE_NOT_MEMORY
+                table, index, entries = address - memory.rows[row * ROW + START], 0, length // DESC_SIZE
+                continue
+        if length == 0:
+            # A descriptor of no bytes names no memory, whatever its address.
+            address = 0
+        elif not mapped(memory, address, length, flags & F_WRITE):
+            state[FAULT_AT] = index
+            return NOT_MEMORY
+        total += length
+        if flags & F_WRITE:
+            if middle < 0:
+                middle = end
+            writable += length
+        elif middle >= 0:
+            state[FAULT_AT] = index
+            return ORDER
+        if end - first >= ring.max_chain:
+            return TOO_LONG
+        if end * SEGMENT >= len(segments):
+            return BATCH_FULL
+        segments[end * SEGMENT + ADDRESS] = address
+        segments[end * SEGMENT + SIZE] = length
+        end += 1
+        if entries:
+            index += 1
+            if index == entries:
+                break
+        else:
+            index = slot
+            if not flags & F_NEXT:
+                break
+    if total > MAX_CHAIN_BYTES:
         return TOO_MANY_BYTES
-    # The buffer id stands in the last descriptor of a list.
+    buffers = batch.buffers
     buffers[n * BUFFER + ID] = ident
     buffers[n * BUFFER + LENGTH] = slots
+    buffers[n * BUFFER + FIRST] = first
+    buffers[n * BUFFER + MIDDLE] = end if middle < 0 else middle
+    buffers[n * BUFFER + LAST] = end
+    buffers[n * BUFFER + WRITABLE] = writable
     return 0
 
 
@@ -224,36 +203,35 @@ def packed_take(ring: PackedRing, state: Words, shadow: Words, memory: Memory, b
     """Takes up to `limit` available buffers into the batch. Returns how many, or the first one's fault negated."""
     buffers, size = batch.buffers, ring.size
     count = min(limit, len(buffers) // BUFFER)
+    slot, wrap, outstanding = state[NEXT_AVAILABLE], state[AVAILABLE_WRAP], state[OUTSTANDING]
     fault, first, n = 0, 0, 0
     while n < count:
-        slot = state[NEXT_AVAILABLE]
         # Pairs with the store_release of packed_publish: what the flags cover is read after them.
         flags = load_acquire(ring.ring16, slot * STRIDE16 + DESC_FLAGS)
-        if not packed_is_available(flags, state[AVAILABLE_WRAP]):
+        if not packed_is_available(flags, wrap):
             break
-        fault = packed_walk(ring, state, memory, batch, n, first, flags)
+        fault = packed_walk(ring, state, memory, batch, n, first, slot, wrap, flags)
         if fault:
             break
         ident, slots = buffers[n * BUFFER + ID], buffers[n * BUFFER + LENGTH]
-        state[FAULT_ID] = ident
         if ident >= size:
             fault = BAD_HEAD
         elif shadow[ident * SHADOW + SLOTS]:
             fault = HEAD_IN_FLIGHT
-        elif state[OUTSTANDING] + slots > size:
+        elif outstanding + slots > size:
             fault = BAD_INDEX
         if fault:
             break
         first = buffers[n * BUFFER + LAST]
         shadow[ident * SHADOW + SLOTS] = slots
         shadow[ident * SHADOW + LIMIT] = buffers[n * BUFFER + WRITABLE]
-        state[OUTSTANDING] += slots
+        outstanding += slots
         slot += slots
         if slot >= size:
             slot -= size
-            state[AVAILABLE_WRAP] ^= 1
-        state[NEXT_AVAILABLE] = slot
+            wrap ^= 1
         n += 1
+    state[NEXT_AVAILABLE], state[AVAILABLE_WRAP], state[OUTSTANDING] = slot, wrap, outstanding
     return n if n or not fault else -fault
 
 

@@ -38,7 +38,6 @@ from virtio_py.rings.kernels.common import (
     USED_ID,
     USED_LENGTH,
     USED_NOT_OUTSTANDING,
-    USED_ORDER,
     USED_WRAP,
     WRITABLE,
     Batch,
@@ -189,8 +188,9 @@ def packed_release(ring: PackedRing, state: Words, shadow: Words, ident: int) ->
 
 
 @kernel
-def packed_check_used(ring: PackedRing, state: Words, shadow: Words, ident: int, length: int, most: int) -> int:
-    """Whether the device may name buffer `ident` as used now: 0, or a fault. `most` buffers are outstanding."""
+def packed_check_used(ring: PackedRing, state: Words, shadow: Words, ident: int, length: int) -> int:
+    """Whether the device may name buffer `ident` as used now: 0, or a fault. In order, any that is outstanding may
+    come: it stands for all those before it, too."""
     fault = 0
     if ident >= ring.size:
         fault = USED_ID
@@ -198,14 +198,6 @@ def packed_check_used(ring: PackedRing, state: Words, shadow: Words, ident: int,
         fault = USED_NOT_OUTSTANDING
     elif length > shadow[ident * SHADOW + LIMIT]:
         fault = USED_LENGTH
-    elif ring.in_order:
-        # The descriptor stands for the buffers up to `ident`, which are outstanding from the oldest on.
-        run, oldest = 1, state[OLDEST]
-        while oldest != ident and run < most:
-            oldest = shadow[oldest * SHADOW + NEXT]
-            run += 1
-        if oldest != ident:
-            fault = USED_ORDER
     if fault:
         state[FAULT_ID], state[FAULT_AT] = ident, length
     return fault
@@ -229,7 +221,7 @@ def packed_take_used(ring: PackedRing, state: Words, shadow: Words, batch: Batch
             break
         ident = load_once(ring.ring16, slot * STRIDE16 + DESC_ID)
         length = load_once(ring.ring32, slot * STRIDE32 + DESC_LEN) if flags & F_WRITE else 0
-        fault = packed_check_used(ring, state, shadow, ident, length, state[OUTSTANDING] - n)
+        fault = packed_check_used(ring, state, shadow, ident, length)
         if fault:
             break
         if ring.in_order:
