@@ -21,6 +21,8 @@ from virtio_py.device import Device, DeviceEnd, QueueSpec
 from virtio_py.devices.net.control import serve_command
 from virtio_py.devices.net.counters import CoalescingTable, Counts, Role
 from virtio_py.devices.net.filtering import ReceiveFilter
+from virtio_py.devices.net.flow_filter import FlowTable
+from virtio_py.devices.net.flow_layout import FlowAction
 from virtio_py.devices.net.header import Packet
 from virtio_py.devices.net.layout import (
     CONFIG_FIELDS,
@@ -135,6 +137,7 @@ class NetDevice(Device):
     steering: Steering = field(init=False, factory=Steering)
     coalescing: CoalescingTable = field(init=False, factory=CoalescingTable)
     reception: Reception = field(init=False, factory=Reception)
+    flows: FlowTable = field(init=False, factory=FlowTable)
     _announcing: bool = field(default=False, init=False)
     _own_mac: bytes | None = field(init=False)
     _end: DeviceEnd | None = field(default=None, init=False)
@@ -263,6 +266,7 @@ class NetDevice(Device):
         self.features = features
         self.offloads = self.negotiated_offloads
         self.reception = Reception(features)
+        self.flows = FlowTable([index for index in range(2 * self.pairs) if self.role(index) == Role.RX])
         vlans: set[int] | None = set() if self.has(_F.CTRL_VLAN) else None
         # A driver that was not given the address has one of its own, of which it may never tell.
         mac = self._own_mac if self.has(_F.MAC) else None
@@ -278,7 +282,7 @@ class NetDevice(Device):
         self._end, self._announcing, self._starved = None, False, False
         self._own_mac = self.mac
         self.filter, self.steering, self.coalescing = ReceiveFilter(), Steering(), CoalescingTable()
-        self.reception = Reception()
+        self.reception, self.flows = Reception(), FlowTable()
         self._counts.clear()
         self.port.reset()
 
@@ -339,8 +343,8 @@ class NetDevice(Device):
         frame = packet.frame
         if len(frame) < ETHERNET_HEADER or not self.filter.accepts(frame):
             return self._drop(0)
-        number, found = self.steering.choose(frame, network_of(frame), lambda n: end.active_queue(2 * n) is not None)
-        queue = end.active_queue(2 * number) if number is not None else None
+        index, found = self._steer(end, frame)
+        queue = end.active_queue(index) if index is not None else None
         if queue is None:
             return self._drop(0)
         try:
@@ -348,6 +352,15 @@ class NetDevice(Device):
         except RequestError:
             return self._drop(queue.index)
         return self._deliver(end, queue, parts, found)
+
+    def _steer(self, end: DeviceEnd, frame: bytes) -> tuple[int | None, PacketHash]:
+        """The virtqueue that a frame goes to, None for none, and its hash: flow filters come before all steering."""
+        network = network_of(frame)
+        number, found = self.steering.choose(frame, network, lambda n: end.active_queue(2 * n) is not None)
+        rule = self.flows.match(frame, network)
+        if rule is not None:
+            return (rule.vq_index if rule.action == FlowAction.DIRECT_RX_VQ else None), found
+        return (None if number is None else 2 * number), found
 
     def _deliver(self, end: DeviceEnd, queue: DeviceQueue, parts: list[Packet], found: PacketHash) -> bool:
         for n, part in enumerate(parts):
