@@ -115,7 +115,8 @@ class NetDevice(Device):
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.NET
-    feature_needs = FEATURE_NEEDS
+    # A vhost-user front-end may keep controlq to itself, and then hands on what depends on it without CTRL_VQ.
+    feature_needs = {feature: tuple(n for n in needs if n != _F.CTRL_VQ) for feature, needs in FEATURE_NEEDS.items()}
     port: Port
     mac: bytes | None = field(default=b"\x52\x54\x00\x12\x34\x56", validator=_check_mac, kw_only=True)
     pairs: int = field(default=1, validator=_check_pairs, kw_only=True)
@@ -356,6 +357,9 @@ class NetDevice(Device):
     def _steer(self, end: DeviceEnd, frame: bytes) -> tuple[int | None, PacketHash]:
         """The virtqueue that a frame goes to, None for none, and its hash: flow filters come before all steering."""
         network = network_of(frame)
+        if self.has(_F.MQ) and not self.has(_F.CTRL_VQ):
+            # Then nobody will say how many pairs are used: those that were enabled are.
+            self.steering.pairs = max(1, sum(end.active_queue(2 * n) is not None for n in range(self.pairs)))
         number, found = self.steering.choose(frame, network, lambda n: end.active_queue(2 * n) is not None)
         rule = self.flows.match(frame, network)
         if rule is not None:
