@@ -50,7 +50,7 @@ from virtio_py.devices.net.layout import (
 from virtio_py.devices.net.parsing import network_of, vlan_id
 from virtio_py.devices.net.ports.port import Port
 from virtio_py.devices.net.reception import Reception
-from virtio_py.devices.net.rss import ALL_HASH_TYPES, PacketHash, Steering
+from virtio_py.devices.net.rss import ALL_HASH_TYPES, NO_HASH, PacketHash, Steering
 from virtio_py.devices.net.segmentation import fit
 from virtio_py.devices.net.transmission import count_sent, read_packet
 from virtio_py.devices.net.tunnels import ALL_TUNNEL_TYPES
@@ -70,6 +70,7 @@ USUAL_FEATURES: Final = ALL_FEATURES & ~WIDE_FEATURES & ~mask(_F.RSC_EXT, _F.STA
 """What is offered unless another mask is given: RSC_EXT would take the checksum's place away from the driver, and a
 standby has to be the standby of something."""
 
+_MULTIQUEUE: Final = mask(_F.MQ, _F.RSS)
 OFFLOAD_FEATURES: Final = mask(
     *OFFLOAD_OF_GUEST_FEATURE, *OFFLOAD_OF_HOST_FEATURE, _F.CTRL_GUEST_OFFLOADS, _F.GUEST_HDRLEN
 )
@@ -182,7 +183,7 @@ class NetDevice(Device):
 
     def role(self, index: int) -> Role | None:
         """What a virtqueue is for with the features that were negotiated, None if it does not exist."""
-        pairs = self.pairs if self.features & mask(_F.MQ, _F.RSS) else 1
+        pairs = self.pairs if self.features & _MULTIQUEUE else 1
         if 0 <= index < 2 * pairs:
             return Role(index & 1)
         return Role.CONTROL if index == 2 * pairs and self.has(_F.CTRL_VQ) else None
@@ -356,6 +357,8 @@ class NetDevice(Device):
 
     def _steer(self, end: DeviceEnd, frame: bytes) -> tuple[int | None, PacketHash]:
         """The virtqueue that a frame goes to, None for none, and its hash: flow filters come before all steering."""
+        if self.pairs == 1 and self.steering.plain and not self.flows.rules and end.active_queue(0) is not None:
+            return 0, NO_HASH
         network = network_of(frame)
         if self.has(_F.MQ) and not self.has(_F.CTRL_VQ):
             # Then nobody will say how many pairs are used: those that were enabled are.
