@@ -11,7 +11,7 @@ from attr.exceptions import FrozenAttributeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.net_frames import BROADCAST, THEM, US, Wire, frame_of, partial_packet
+from tests.net_frames import BROADCAST, THEM, US, Wire, ethernet, frame_of, ip, partial_packet, udp
 from tests.test_net_pair import RINGS, SmallBuffers, pair, settle
 from virtio_py.devices.net import control_layout as c
 from virtio_py.devices.net.commands import NetControlError, RssSettings
@@ -32,7 +32,7 @@ from virtio_py.devices.net.layout import (
 from virtio_py.driver import Driver
 from virtio_py.errors import NeedsReset, RequestError, UsageError
 from virtio_py.rings.chain import Chain, Reader, Writer
-from virtio_py.rings.queue import DeviceQueue
+from virtio_py.rings.queue import DeviceQueue, DriverQueue
 from virtio_py.spec import DeviceId, DeviceStatus, Feature, bit, mask
 from virtio_py.transports.in_process import InProcess
 
@@ -255,6 +255,28 @@ def test_rsc_info() -> None:
     header = virtio_net_hdr.decode(bytes(buffer.view[:length]))
     assert header.flags == HdrFlag.RSC_INFO | HdrFlag.NEEDS_CSUM
     assert (header.csum_start, header.csum_offset) == (3, 0)
+
+
+def test_a_front_end_that_keeps_the_control_queue_to_itself() -> None:
+    """As QEMU does: what needs CTRL_VQ comes without it, and pairs of queues are used as they are enabled."""
+    wire = Wire()
+    device = NetDevice(wire, pairs=3)
+    transport = InProcess(device)
+    transport.accept_features(mask(_F.MQ, _F.GUEST_ANNOUNCE) | V1)
+    transport.write_status(11)
+    assert transport.read_status() == 11
+    queues = [DriverQueue(n, 16, transport.arena, V1) for n in range(4)]
+    for queue in queues:
+        if not queue.index & 1:
+            for _ in range(16):
+                queue.add((), [transport.arena.allocate(200).extent])
+        transport.enable_queue(queue)
+    transport.write_status(15)
+    for n in range(16):
+        assert wire.deliver(Packet(ethernet(ip(17, udp(b"", ports=(n, 9))))))
+    arrived = [len(queues[n].take_used()) for n in (0, 2)]
+    assert sum(arrived) == 16
+    assert min(arrived) > 2
 
 
 # Filters

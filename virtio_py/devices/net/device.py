@@ -21,6 +21,8 @@ from virtio_py.device import Device, DeviceEnd, QueueSpec
 from virtio_py.devices.net.control import serve_command
 from virtio_py.devices.net.counters import CoalescingTable, Counts, Role
 from virtio_py.devices.net.filtering import ReceiveFilter
+from virtio_py.devices.net.flow_filter import FlowTable
+from virtio_py.devices.net.flow_layout import FlowAction
 from virtio_py.devices.net.header import Packet
 from virtio_py.devices.net.layout import (
     CONFIG_FIELDS,
@@ -48,7 +50,7 @@ from virtio_py.devices.net.layout import (
 from virtio_py.devices.net.parsing import network_of, vlan_id
 from virtio_py.devices.net.ports.port import Port
 from virtio_py.devices.net.reception import Reception
-from virtio_py.devices.net.rss import ALL_HASH_TYPES, PacketHash, Steering
+from virtio_py.devices.net.rss import ALL_HASH_TYPES, NO_HASH, PacketHash, Steering
 from virtio_py.devices.net.segmentation import fit
 from virtio_py.devices.net.transmission import count_sent, read_packet
 from virtio_py.devices.net.tunnels import ALL_TUNNEL_TYPES
@@ -68,6 +70,7 @@ USUAL_FEATURES: Final = ALL_FEATURES & ~WIDE_FEATURES & ~mask(_F.RSC_EXT, _F.STA
 """What is offered unless another mask is given: RSC_EXT would take the checksum's place away from the driver, and a
 standby has to be the standby of something."""
 
+_MULTIQUEUE: Final = mask(_F.MQ, _F.RSS)
 OFFLOAD_FEATURES: Final = mask(
     *OFFLOAD_OF_GUEST_FEATURE, *OFFLOAD_OF_HOST_FEATURE, _F.CTRL_GUEST_OFFLOADS, _F.GUEST_HDRLEN
 )
@@ -113,7 +116,8 @@ class NetDevice(Device):
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.NET
-    feature_needs = FEATURE_NEEDS
+    # A vhost-user front-end may keep controlq to itself, and then hands on what depends on it without CTRL_VQ.
+    feature_needs = {feature: tuple(n for n in needs if n != _F.CTRL_VQ) for feature, needs in FEATURE_NEEDS.items()}
     port: Port
     mac: bytes | None = field(default=b"\x52\x54\x00\x12\x34\x56", validator=_check_mac, kw_only=True)
     pairs: int = field(default=1, validator=_check_pairs, kw_only=True)
@@ -135,6 +139,7 @@ class NetDevice(Device):
     steering: Steering = field(init=False, factory=Steering)
     coalescing: CoalescingTable = field(init=False, factory=CoalescingTable)
     reception: Reception = field(init=False, factory=Reception)
+    flows: FlowTable = field(init=False, factory=FlowTable)
     _announcing: bool = field(default=False, init=False)
     _own_mac: bytes | None = field(init=False)
     _end: DeviceEnd | None = field(default=None, init=False)
@@ -178,7 +183,7 @@ class NetDevice(Device):
 
     def role(self, index: int) -> Role | None:
         """What a virtqueue is for with the features that were negotiated, None if it does not exist."""
-        pairs = self.pairs if self.features & mask(_F.MQ, _F.RSS) else 1
+        pairs = self.pairs if self.features & _MULTIQUEUE else 1
         if 0 <= index < 2 * pairs:
             return Role(index & 1)
         return Role.CONTROL if index == 2 * pairs and self.has(_F.CTRL_VQ) else None
@@ -263,6 +268,7 @@ class NetDevice(Device):
         self.features = features
         self.offloads = self.negotiated_offloads
         self.reception = Reception(features)
+        self.flows = FlowTable([index for index in range(2 * self.pairs) if self.role(index) == Role.RX])
         vlans: set[int] | None = set() if self.has(_F.CTRL_VLAN) else None
         # A driver that was not given the address has one of its own, of which it may never tell.
         mac = self._own_mac if self.has(_F.MAC) else None
@@ -278,7 +284,7 @@ class NetDevice(Device):
         self._end, self._announcing, self._starved = None, False, False
         self._own_mac = self.mac
         self.filter, self.steering, self.coalescing = ReceiveFilter(), Steering(), CoalescingTable()
-        self.reception = Reception()
+        self.reception, self.flows = Reception(), FlowTable()
         self._counts.clear()
         self.port.reset()
 
@@ -339,8 +345,8 @@ class NetDevice(Device):
         frame = packet.frame
         if len(frame) < ETHERNET_HEADER or not self.filter.accepts(frame):
             return self._drop(0)
-        number, found = self.steering.choose(frame, network_of(frame), lambda n: end.active_queue(2 * n) is not None)
-        queue = end.active_queue(2 * number) if number is not None else None
+        index, found = self._steer(end, frame)
+        queue = end.active_queue(index) if index is not None else None
         if queue is None:
             return self._drop(0)
         try:
@@ -348,6 +354,20 @@ class NetDevice(Device):
         except RequestError:
             return self._drop(queue.index)
         return self._deliver(end, queue, parts, found)
+
+    def _steer(self, end: DeviceEnd, frame: bytes) -> tuple[int | None, PacketHash]:
+        """The virtqueue that a frame goes to, None for none, and its hash: flow filters come before all steering."""
+        if self.pairs == 1 and self.steering.plain and not self.flows.rules and end.active_queue(0) is not None:
+            return 0, NO_HASH
+        network = network_of(frame)
+        if self.has(_F.MQ) and not self.has(_F.CTRL_VQ):
+            # Then nobody will say how many pairs are used: those that were enabled are.
+            self.steering.pairs = max(1, sum(end.active_queue(2 * n) is not None for n in range(self.pairs)))
+        number, found = self.steering.choose(frame, network, lambda n: end.active_queue(2 * n) is not None)
+        rule = self.flows.match(frame, network)
+        if rule is not None:
+            return (rule.vq_index if rule.action == FlowAction.DIRECT_RX_VQ else None), found
+        return (None if number is None else 2 * number), found
 
     def _deliver(self, end: DeviceEnd, queue: DeviceQueue, parts: list[Packet], found: PacketHash) -> bool:
         for n, part in enumerate(parts):

@@ -55,6 +55,7 @@ class Packet(NamedTuple):
 
 
 _CODEC: Final = virtio_net_hdr.codec
+_MEANT: Final = HdrFlag.NEEDS_CSUM | HdrFlag.DATA_VALID | HdrFlag.UDP_TUNNEL_CSUM
 
 
 def decode_header(data: bytes) -> Any:
@@ -64,7 +65,9 @@ def decode_header(data: bytes) -> Any:
 
 def packet_of(header: Any, frame: bytes) -> Packet:
     """The packet that a header and a frame make. What a flag does not bring into being is left out of it."""
-    flags = header.flags & (HdrFlag.NEEDS_CSUM | HdrFlag.DATA_VALID | HdrFlag.UDP_TUNNEL_CSUM)
+    flags = header.flags & _MEANT
+    if not flags and not header.gso_type:
+        return Packet(frame, hdr_len=header.hdr_len)
     packet = Packet(frame, flags, header.gso_type, hdr_len=header.hdr_len)
     # With RSC_INFO the two fields are counters.
     if flags & HdrFlag.NEEDS_CSUM and not header.flags & HdrFlag.RSC_INFO:

@@ -190,8 +190,8 @@ def config_length(features: int) -> int:
     return max(map(virtio_net_config.end, ["mac", *names]))
 
 
-class HdrFlag(IntFlag):
-    """`flags` of a packet, VIRTIO_NET_HDR_F_* (5.1.6)."""
+class HdrFlag(IntEnum):
+    """`flags` of a packet, VIRTIO_NET_HDR_F_* (5.1.6). Masks; no IntFlag, whose operators take a microsecond each."""
 
     NEEDS_CSUM = 1
     DATA_VALID = 2
@@ -212,15 +212,15 @@ class Gso(IntEnum):
     UDP_L4 = 5
 
 
-class GsoFlag(IntFlag):
-    """Bits that stand beside a Gso in `gso_type`."""
+class GsoFlag(IntEnum):
+    """Bits that stand beside a Gso in `gso_type`. Masks, as HdrFlag."""
 
     UDP_TUNNEL_IPV4 = 0x20
     UDP_TUNNEL_IPV6 = 0x40
     ECN = 0x80
 
 
-TUNNEL: Final = int(GsoFlag.UDP_TUNNEL_IPV4 | GsoFlag.UDP_TUNNEL_IPV6)
+TUNNEL: Final = GsoFlag.UDP_TUNNEL_IPV4 | GsoFlag.UDP_TUNNEL_IPV6
 GSO_FLAGS: Final = TUNNEL | int(GsoFlag.ECN)
 
 virtio_net_hdr = Record(

@@ -23,20 +23,20 @@ class Reception:
     """The receive buffers of a driver that has negotiated `features`. Queues are named by their indices.
 
     serving: a receiveq is being served, so that more of its buffers must not be taken
+    header_bytes: the length of the header
     """
 
     features: int = 0
     serving: bool = field(default=False, init=False)
+    header_bytes: int = field(init=False)
     _rooms: dict[int, deque[Chain]] = field(init=False, factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.header_bytes = header_size(self.features)
 
     def has(self, feature: NetFeature) -> bool:
         """Whether a feature was negotiated."""
         return bool(self.features & bit(feature))
-
-    @property
-    def header_bytes(self) -> int:
-        """The length of the header."""
-        return header_size(self.features)
 
     def keep(self, queue: DeviceQueue, chain: Chain) -> None:
         """Keeps a buffer. Raises RequestError for one that cannot hold a header."""

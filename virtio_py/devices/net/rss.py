@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from enum import IntFlag
+from enum import IntEnum
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -15,7 +15,7 @@ from virtio_py.devices.net.parsing import TCP, UDP, Flow, Network, flow_of, netw
 from virtio_py.devices.net.tunnels import inner_network
 
 
-class HashType(IntFlag):
+class HashType(IntEnum):
     """VIRTIO_NET_HASH_TYPE_*. The number that is reported is the bit's position plus 1."""
 
     IPV4 = 1 << 0
@@ -161,6 +161,11 @@ class Steering:
     hashing: HashConfig = field(factory=HashConfig)
     contexts: dict[int, RssConfig] = field(factory=dict)
     _flows: OrderedDict[Flow, int] = field(factory=OrderedDict)
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is chosen and nothing hashed."""
+        return self.rss is None and self.pairs == 1 and not self.hashing.hash_types
 
     def automatic(self, pairs: int) -> None:
         """VQ_PAIRS_SET: the last command decides which mode it is."""

@@ -107,6 +107,9 @@ def fit(packet: Packet, offloads: int, outer_tunnel_bits: bool = False) -> Itera
     A packet that is still to be segmented has a `hdr_len` that is true, whatever it was before, and of the tunnel bits
     the one that names the inner network header's version: or, with `outer_tunnel_bits`, the outer one's.
     """
+    if not packet.flags and not packet.gso_type and not packet.hdr_len:
+        yield packet
+        return
     if packet.gso == Gso.NONE:
         done = complete(packet)
         # Completed in any case: so that an offset that lies is found here, and not by the receiver.

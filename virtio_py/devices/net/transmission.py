@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from virtio_py.devices.net.counters import Counts
 from virtio_py.devices.net.header import Packet, decode_header, packet_of
@@ -18,6 +19,8 @@ from virtio_py.devices.net.layout import (
 from virtio_py.errors import RequestError
 from virtio_py.rings.chain import Chain
 
+_NOT_A_DRIVERS: Final = HdrFlag.DATA_VALID | HdrFlag.RSC_INFO
+
 
 def read_packet(chain: Chain, header_bytes: int) -> Packet:
     """The packet in a chain, behind a header of so many bytes. Raises RequestError; what is too long is not read."""
@@ -25,11 +28,14 @@ def read_packet(chain: Chain, header_bytes: int) -> Packet:
     if not ETHERNET_HEADER <= length <= MAX_FRAME + VLAN_TAG:
         raise RequestError(f"{length} bytes are no frame")
     header = decode_header(chain.readable.read(header_bytes))
-    virtio_net_hdr.validate(header, RequestError)
-    if header.flags & HdrFlag.UDP_TUNNEL_CSUM and not header.gso_type & TUNNEL:
+    if header.gso_type & TUNNEL:
+        # All rules are of tunnels.
+        virtio_net_hdr.validate(header, RequestError)
+    elif header.flags & HdrFlag.UDP_TUNNEL_CSUM:
         raise RequestError("UDP_TUNNEL_CSUM without a tunnel", clause="net-tunnel.device.packet-transmission.13")
     # DATA_VALID and RSC_INFO are not the driver's to set: nothing that it says of a checksum is believed.
-    header = header._replace(flags=header.flags & ~(HdrFlag.DATA_VALID | HdrFlag.RSC_INFO))
+    if header.flags & _NOT_A_DRIVERS:
+        header = header._replace(flags=header.flags & ~_NOT_A_DRIVERS)
     return packet_of(header, chain.readable.read_all())
 
 

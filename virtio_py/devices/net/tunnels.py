@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from enum import IntFlag
+from enum import IntEnum
 from typing import Final
 
 from virtio_py.devices.net.parsing import (
@@ -16,7 +16,7 @@ from virtio_py.devices.net.parsing import (
 )
 
 
-class TunnelType(IntFlag):
+class TunnelType(IntEnum):
     """VIRTIO_NET_HASH_TUNNEL_TYPE_*."""
 
     GRE_2784 = 1 << 0

@@ -1,0 +1,220 @@
+"""Flow filters (5.1.6.6): capabilities, resource objects, and the table of rules that received packets go through.
+
+A rule says what to do with packets in whose headers, seen through the masks of a classifier, the bytes of a key are
+found. Rules are tried group by group, in the order of priority, the highest first; the first that matches decides.
+
+The objects arrive by administration commands; `FlowTable` is what these commands act upon, whatever carries them.
+Where text and clauses differ, the clauses rule: `last_rule_priority` itself is not to be used. But EtherType is bytes
+12 and 13 of a frame, not 13 and 14, and ESP may be a third selector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from attrs import define, field
+
+from virtio_py.devices.net.flow_layout import (
+    ALL_SELECTORS,
+    FF_ACTION_CAP,
+    FF_RESOURCE_CAP,
+    FF_SELECTOR_CAP,
+    NEXT,
+    PARTIAL_MASK,
+    POINTED,
+    POINTER,
+    SELECTOR_BYTES,
+    AdminStatus,
+    FlowAction,
+    FlowLimits,
+    FlowObject,
+    FlowRule,
+    ResourceRefused,
+    Selector,
+    SelectorType,
+    decode_head,
+    decode_selectors,
+    encode_actions,
+    encode_selectors,
+    is_whole,
+    virtio_net_resource_obj_ff_group,
+    virtio_net_resource_obj_ff_rule,
+)
+from virtio_py.devices.net.parsing import TCP, UDP, Network
+
+
+@define
+class FlowTable:
+    """The rules of one device. `receiveqs` are the indices of virtqueues that a packet can be directed to."""
+
+    receiveqs: Sequence[int] = (0,)
+    limits: FlowLimits = field(factory=FlowLimits)
+    selectors: Sequence[Selector] = ALL_SELECTORS
+    actions: Sequence[int] = (FlowAction.DROP, FlowAction.DIRECT_RX_VQ)
+    groups: dict[int, int] = field(factory=dict)
+    classifiers: dict[int, tuple[Selector, ...]] = field(factory=dict)
+    rules: dict[int, FlowRule] = field(factory=dict)
+    _ordered: list[FlowRule] = field(factory=list, init=False)
+
+    def capability(self, number: int) -> bytes:
+        """The data of one of the three capabilities. Raises ResourceRefused for another."""
+        data: dict[int, Callable[[], bytes]] = {
+            FF_RESOURCE_CAP: self.limits.encode,
+            FF_SELECTOR_CAP: lambda: encode_selectors(self.selectors),
+            FF_ACTION_CAP: lambda: encode_actions(self.actions),
+        }
+        if number not in data:
+            raise ResourceRefused(AdminStatus.ENXIO, f"no capability {number:#x}")
+        return data[number]()
+
+    def create(self, kind: FlowObject, ident: int, data: bytes) -> None:
+        """VIRTIO_ADMIN_CMD_RESOURCE_OBJ_CREATE. Raises ResourceRefused."""
+        if ident in self._objects(kind):
+            raise ResourceRefused(AdminStatus.EINVAL, f"{kind.name} {ident} exists")
+        {FlowObject.GROUP: self._group, FlowObject.CLASSIFIER: self._classifier, FlowObject.RULE: self._rule}[kind](
+            ident, data
+        )
+        self._order()
+
+    def destroy(self, kind: FlowObject, ident: int) -> None:
+        """VIRTIO_ADMIN_CMD_RESOURCE_OBJ_DESTROY. Raises ResourceRefused."""
+        objects = self._objects(kind)
+        if ident not in objects:
+            raise ResourceRefused(AdminStatus.ENXIO, f"no {kind.name} {ident}")
+        if kind != FlowObject.RULE and any(self._depends(rule, kind) == ident for rule in self.rules.values()):
+            raise ResourceRefused(AdminStatus.EBUSY, f"{kind.name} {ident} has rules")
+        del objects[ident]
+        self._order()
+
+    def query(self, kind: FlowObject, ident: int) -> bytes:
+        """VIRTIO_ADMIN_CMD_RESOURCE_OBJ_QUERY: the object's data as they were given. Raises ResourceRefused."""
+        if ident not in self._objects(kind):
+            raise ResourceRefused(AdminStatus.ENXIO, f"no {kind.name} {ident}")
+        if kind == FlowObject.GROUP:
+            return virtio_net_resource_obj_ff_group.encode(group_priority=self.groups[ident])
+        return self.rules[ident].encode() if kind == FlowObject.RULE else encode_selectors(self.classifiers[ident])
+
+    def _objects(self, kind: FlowObject) -> dict[int, Any]:
+        objects: dict[FlowObject, dict[int, Any]] = {
+            FlowObject.GROUP: self.groups,
+            FlowObject.CLASSIFIER: self.classifiers,
+            FlowObject.RULE: self.rules,
+        }
+        return objects[kind]
+
+    @staticmethod
+    def _depends(rule: FlowRule, kind: FlowObject) -> int:
+        return rule.group if kind == FlowObject.GROUP else rule.classifier
+
+    # Judging what is to be created
+
+    def _group(self, ident: int, data: bytes) -> None:
+        record = virtio_net_resource_obj_ff_group
+        priority = decode_head(record, data).group_priority
+        if len(data) != record.size or priority in self.groups.values():
+            raise ResourceRefused(AdminStatus.EINVAL, f"group priority {priority} is taken")
+        if len(self.groups) >= min(self.limits.groups_limit, self.limits.rules_per_group_limit):
+            raise ResourceRefused(AdminStatus.ENOSPC, "no more groups")
+        self.groups[ident] = priority
+
+    def _classifier(self, ident: int, data: bytes) -> None:
+        selectors = decode_selectors(data)
+        if not 0 < len(selectors) <= min(self.limits.selectors_per_classifier_limit, len(NEXT)):
+            raise ResourceRefused(AdminStatus.EINVAL, f"{len(selectors)} selectors")
+        for n, selector in enumerate(selectors):
+            if selector.type not in NEXT[n] or not self._can_match(selector):
+                raise ResourceRefused(AdminStatus.EINVAL, f"selector {n} of type {selector.type}")
+        for selector in selectors[:-1]:
+            first, end = POINTER[selector.type]
+            if selector.mask[first:end].strip(b"\xff"):
+                raise ResourceRefused(AdminStatus.EINVAL, "what the next header is does not count")
+        if len(self.classifiers) >= self.limits.classifiers_limit:
+            raise ResourceRefused(AdminStatus.ENOSPC, "no more classifiers")
+        self.classifiers[ident] = selectors
+
+    def _can_match(self, selector: Selector) -> bool:
+        offered = next((s for s in self.selectors if s.type == selector.type), None)
+        if offered is None or any(bits & ~can for bits, can in zip(selector.mask, offered.mask, strict=True)):
+            return False
+        return bool(selector.flags & offered.flags & PARTIAL_MASK) or is_whole(selector)
+
+    def _rule(self, ident: int, data: bytes) -> None:
+        head, keys = (
+            decode_head(virtio_net_resource_obj_ff_rule, data),
+            data[virtio_net_resource_obj_ff_rule.size :],
+        )
+        if reason := self._wrong_rule(ident, head, keys):
+            raise ResourceRefused(AdminStatus.EINVAL, reason)
+        if len(self.rules) >= self.limits.rules_limit:
+            raise ResourceRefused(AdminStatus.ENOSPC, "no more rules")
+        self.rules[ident] = FlowRule(
+            head.group_id, head.classifier_id, head.rule_priority, keys, FlowAction(head.action), head.vq_index
+        )
+
+    def _wrong_rule(self, ident: int, head: Any, keys: bytes) -> str:
+        if head.group_id not in self.groups or head.classifier_id not in self.classifiers:
+            return "it is in no group, or has no classifier"
+        if ident >= min(self.limits.rules_limit, self.limits.rules_per_group_limit):
+            return f"the id {ident} is not below the limits"
+        if head.rule_priority >= self.limits.last_rule_priority:
+            return f"the priority {head.rule_priority} is not below {self.limits.last_rule_priority}"
+        if head.action not in self.actions:
+            return f"there is no action {head.action}"
+        if head.action == FlowAction.DIRECT_RX_VQ and head.vq_index not in self.receiveqs:
+            return f"queue {head.vq_index} is no receive queue"
+        return self._wrong_keys(self.classifiers[head.classifier_id], head.key_length, keys)
+
+    @staticmethod
+    def _wrong_keys(selectors: Sequence[Selector], length: int, keys: bytes) -> str:
+        if not length == len(keys) == sum(len(s.mask) for s in selectors):
+            return f"{length} bytes of keys, {len(keys)} of them here"
+        at = 0
+        for selector, following in pairwise(selectors):
+            first, end = POINTER[selector.type]
+            if keys[at + first : at + end] != POINTED[following.type]:
+                return "a key does not name the header that the next one is for"
+            at += len(selector.mask)
+        return ""
+
+    # Packets
+
+    def _order(self) -> None:
+        self._ordered = sorted(self.rules.values(), key=lambda r: (-self.groups[r.group], -r.priority))
+
+    def match(self, frame: bytes, network: Network | None) -> FlowRule | None:
+        """The rule that decides over a frame, or None."""
+        headers: dict[int, bytes] | None = None
+        for rule in self._ordered:
+            headers = _headers(frame, network) if headers is None else headers
+            if _matches(self.classifiers[rule.classifier], rule.keys, headers):
+                return rule
+        return None
+
+
+def _headers(frame: bytes, network: Network | None) -> dict[int, bytes]:
+    found = {int(SelectorType.ETH): frame[:14]}
+    if network is None:
+        return found
+    at, kind = network.start, SelectorType.IPV4 if network.version == 4 else SelectorType.IPV6
+    header = bytearray(frame[at : at + SELECTOR_BYTES[kind]])
+    if network.version == 6:
+        # Behind extension headers it is the last one's that counts.
+        header[6] = network.protocol
+    found[kind] = bytes(header)
+    transport = {TCP: SelectorType.TCP, UDP: SelectorType.UDP, 50: SelectorType.ESP}.get(network.protocol)
+    if transport is not None and network.transport:
+        found[transport] = frame[network.transport : network.transport + SELECTOR_BYTES[transport]]
+    return found
+
+
+def _matches(selectors: Sequence[Selector], keys: bytes, headers: Mapping[int, bytes]) -> bool:
+    at = 0
+    for selector in selectors:
+        size, header = len(selector.mask), headers.get(selector.type, b"")
+        mask, key = (int.from_bytes(b, "big") for b in (selector.mask, keys[at : at + size]))
+        if len(header) != size or (int.from_bytes(header, "big") ^ key) & mask:
+            return False
+        at += size
+    return True
