@@ -95,3 +95,65 @@ def test_sizes(text: str, value: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ArgumentTypeError):
         byte_count(text)
+
+
+def answers(*arguments: str) -> bytes:
+    done = drive(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_units_of_a_host(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    (tmp_path / "disk.img").write_bytes(b"block 0".ljust(1 << 16, b"."))
+    where = ["scsi", "--socket-path", str(path)]
+    with program("scsi", "--socket-path", str(path), "--lun", f"3:7={tmp_path / 'disk.img'}"):
+        await_(lambda: drive(*where, "info").returncode == 0, "the server", 60)
+        [unit] = json.loads(answers(*where, "list", "--json"))
+        assert (unit["target"], unit["lun"], unit["type"]) == (3, 7, 0)
+        assert answers(*where, "list").startswith(b"3:7 ")
+        assert json.loads(answers(*where, "info", "--json"))["config"]["max_target"] == 255
+        assert answers(*where, "execute", "3:7", "08 00 00 00 01 00", "--length", "512")[:8] == b"block 0."
+        unknown = drive(*where, "execute", "3:7", "ff0000000000")
+        assert (unknown.returncode, unknown.stdout) == (1, b"")
+        assert b"status 0x2, sense 70" in unknown.stderr
+        for bad in (["3", "00"], ["3:7", "0x"], ["3:7", "00", "--length", "1M"]):
+            assert drive(*where, "execute", *bad).returncode == 2
+
+
+def test_ports_of_a_console(tmp_path: Path) -> None:
+    path, output = tmp_path / "sock", tmp_path / "output"
+    where = ["console", "--socket-path", str(path)]
+    with program("console", "--socket-path", str(path), "--port", f"agent=file:{output}"):
+        await_(lambda: drive(*where, "list", "--seconds", "0").returncode == 0, "the server", 60)
+        [port] = json.loads(answers(*where, "list", "--json"))
+        assert (port["port"], port["name"], port["console"]) == (0, "agent", False)
+        assert answers(*where, "list").startswith(b"0  agent")
+        drive(*where, "write", "--port", "agent", data=bytes(100_000))
+        drive(*where, "write", data=b"by number")
+        assert output.read_bytes() == bytes(100_000) + b"by number"
+        assert answers(*where, "read", "--port", "agent", "--seconds", "0.1") == b""
+        assert drive(*where, "read", "--port", "nobody").returncode == 2
+
+
+def test_a_network_interface(tmp_path: Path) -> None:
+    """Two interfaces on a switch: what one command sends, the other receives."""
+    paths = [tmp_path / "a", tmp_path / "b"]
+    frame = b"\xff" * 6 + bytes.fromhex("525400000001 0800") + bytes(50)
+    where, other = (["net", "--socket-path", str(path)] for path in paths)
+    sockets = [word for path in paths for word in ("--socket-path", str(path))]
+    with program("net", *sockets, "--port", "switch"):
+        await_(lambda: drive(*where, "info").returncode == 0, "the server", 60)
+        assert json.loads(answers(*where, "info", "--json"))["config"]["mac"].startswith("52:54:00")
+        receiver = subprocess.Popen(
+            [*COMMAND, *other, "receive", "--count", "2", "--seconds", "30", "--json"], stdout=subprocess.PIPE
+        )
+        while receiver.poll() is None:
+            assert drive(*where, "send", data=frame.hex().encode() + b"\n").returncode == 0
+        assert receiver.stdout is not None
+        got = receiver.stdout.read().splitlines()
+        receiver.stdout.close()
+        assert [bytes.fromhex(json.loads(line)["frame"]) for line in got] == [frame] * 2
+        assert receiver.returncode == 0
+        assert drive(*where, "receive", "--seconds", "0.1").returncode == 1
+        assert drive(*where, "send", data=b"no hex").returncode == 2

@@ -224,7 +224,7 @@ def test_the_configuration_is_asked_for_from_its_beginning() -> None:
     assert both.run(both.frontend.read_config(0, 0)) == b""
     both.run(both.frontend.write_config(4, b"xy"))
     assert both.run(both.frontend.read_config(3, 4)) == b"\3xy\6"
-    for bad in ((0, 257), (256, 1), (-1, 1)):
+    for bad in ((0, 257), (256, 1), (-1, 1), (0, -1)):
         with pytest.raises(UsageError):
             both.run(both.frontend.read_config(*bad))
 
