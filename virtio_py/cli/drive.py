@@ -15,10 +15,16 @@ import argparse
 from contextlib import closing
 from typing import Any, Final
 
-from virtio_py.cli import drive_blk, drive_entropy
+from virtio_py.cli import drive_blk, drive_console, drive_entropy, drive_net, drive_scsi
 from virtio_py.cli.drive_common import Kind
 
-DRIVERS: Final[dict[str, Kind]] = {"blk": drive_blk.KIND, "entropy": drive_entropy.KIND}
+DRIVERS: Final[dict[str, Kind]] = {
+    "blk": drive_blk.KIND,
+    "console": drive_console.KIND,
+    "entropy": drive_entropy.KIND,
+    "net": drive_net.KIND,
+    "scsi": drive_scsi.KIND,
+}
 """What can be driven."""
 
 

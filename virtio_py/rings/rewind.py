@@ -17,8 +17,6 @@ from virtio_py.rings.half import QueueState
 from virtio_py.rings.layouts import pvirtq_desc, virtq_avail, virtq_used
 from virtio_py.spec import PackedDescFlag
 
-_FREE_RUNNING = 0xFFFF
-
 
 def rewind(queue: DriverQueue) -> QueueState:
     """Where a device begins that takes over the queue: it will take every buffer that is outstanding, oldest first as
@@ -43,7 +41,7 @@ def _used_up(queue: DriverQueue, left: list[int], ident: int, where: int) -> lis
 def _rewind_split(queue: DriverQueue) -> QueueState:
     used = virtq_used(queue.size).decode(queue.memory.read(queue.device_area, virtq_used(queue.size).size))
     left, at = list(queue.held), queue.state.next_used
-    pending = (used.idx - at) & _FREE_RUNNING
+    pending = (used.idx - at) & 0xFFFF
     if pending > len(left):
         raise RingError(f"used idx is {used.idx}: {pending} buffers, of {len(left)}", queue=queue.index)
     done: list[int] = []

@@ -241,12 +241,12 @@ class Frontend:
 
     def read_config(self, offset: int, length: int) -> Steps[bytes]:
         """Part of the configuration space. Raises NegotiationError where the protocol feature is missing."""
+        if length == 0:
+            return b""
         # From its beginning: there are back-ends that do not look at the offset.
         size = self._check_config(offset, length)
-        call = Call(_R.GET_CONFIG, VhostUserConfig(size).encode(offset=0, size=size, flags=0, region=bytes(size)))
-        if size == 0:
-            return b""
-        value = yield call
+        record = VhostUserConfig(size)
+        value = yield Call(_R.GET_CONFIG, record.encode(offset=0, size=size, flags=0, region=bytes(size)))
         if (value.offset, value.size, len(value.region)) != (0, size, size):
             raise MessageError(f"{len(value.region)} bytes for {size} of the configuration space", where="GET_CONFIG")
         region: bytes = value.region

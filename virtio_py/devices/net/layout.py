@@ -185,9 +185,10 @@ CONFIG_FIELDS: Final[Mapping[str, tuple[NetFeature, ...]]] = {
 
 
 def config_length(features: int) -> int:
-    """How many bytes of the configuration hold all fields that these features bring into being; `mac` always is."""
+    """How many bytes of the configuration hold all fields that these features make valid. There are carriers without a
+    configuration space: 0 means that nobody need look."""
     names = [name for name, any_of in CONFIG_FIELDS.items() if features & mask(*any_of)]
-    return max(map(virtio_net_config.end, ["mac", *names]))
+    return max(map(virtio_net_config.end, names), default=0)
 
 
 class HdrFlag(IntEnum):
