@@ -114,8 +114,8 @@ class BatchingBlkDriver(BlkDriver):
     def submit(self, asks: Iterable[Ask], queue: int = 0) -> list[Ticket]:
         """Makes requests available, all with one publish and at most one notification.
 
-        Returns the tickets of those that queue and memory had room for, the first ones. Raises UsageError, and submits none,
-        if one of them cannot be asked or does not fit into one request.
+        Returns the tickets of those that queue and memory had room for, the first ones. Raises UsageError, and submits
+        none, if one of them cannot be asked or does not fit into one request.
         """
         asked = list(asks)
         rooms = [self._room(ask) for ask in asked]

@@ -51,6 +51,9 @@ FAILURES: Final[Mapping[ZoneState, frozenset[ZoneState]]] = {
 }
 """Which states a failing medium can take a zone out of, into each of these."""
 
+_APPEND: Final = 256
+"""Times the write granularity: what an append may hold if nothing is said."""
+
 _AFTER_WRITE: Final = {
     BlkStatus.OK: IOPEN,
     BlkStatus.ZONE_OPEN_RESOURCE: CLOSED,
@@ -103,8 +106,8 @@ class Zones:
     zone_capacity:  sectors of a zone that can be written, all by default; HA must have all
     conventional:   how many zones, from the first, are no sequential ones
     max_open, max_active: zones at a time, 0 for no limit
-    max_append:     sectors in one append, 0 where there is none
     write_granularity: bytes, a multiple of 512
+    max_append:     sectors in one append, 0 where there is none
     """
 
     capacity: int
@@ -114,16 +117,22 @@ class Zones:
     conventional: int = field(default=0, kw_only=True)
     max_open: int = field(default=0, kw_only=True)
     max_active: int = field(default=0, kw_only=True)
-    max_append: int = field(default=256, kw_only=True)
     write_granularity: int = field(default=SECTOR, kw_only=True)
+    max_append: int = field(kw_only=True)
     _zones: list[Zone] = field(init=False)
     _counts: Counter[ZoneState] = field(init=False, factory=Counter)
     # In the order of their last write: the first is the one to be closed.
     _implicit: dict[int, Zone] = field(init=False, factory=dict)
 
+    @max_append.default
+    def _default_append(self) -> int:
+        usable = self.zone_sectors if self.zone_capacity is None else self.zone_capacity
+        return min(usable, _APPEND * max(self.write_granularity // SECTOR, 1))
+
     def __attrs_post_init__(self) -> None:
         self._check()
         self._zones = [self._zone(start) for start in range(0, self.capacity, self.zone_sectors)]
+        self._counts.update(zone.state for zone in self._zones)
 
     def _check(self) -> None:
         usable = self.zone_sectors if self.zone_capacity is None else self.zone_capacity
@@ -135,6 +144,7 @@ class Zones:
             "a zone's capacity is from 1 to its size": not 0 < usable <= self.zone_sectors,
             "host-aware zones can be written to their end": self.model == ZonedModel.HA and usable < self.zone_sectors,
             "numbers of zones and sectors are not negative": min(numbers) < 0,
+            "an append fits into a zone": self.max_append > usable,
             "no more zones can be open than active": 0 < self.max_active < self.max_open,
             "the write granularity is whole sectors": grains < 1 or self.write_granularity % SECTOR != 0,
         }
@@ -200,6 +210,8 @@ class Zones:
             yield zone, max(sector, zone.start), min(sector + count, zone.start + zone.size)
 
     def _touched(self, sector: int, count: int) -> Sequence[Zone]:
+        if sector >= self.capacity:
+            return ()
         last = (sector + max(count, 1) - 1) // self.zone_sectors
         return self._zones[sector // self.zone_sectors : last + 1]
 
