@@ -20,36 +20,28 @@ Three things the specification leaves open:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from attrs import define, field
 
 from virtio_py.devices.blk.layout import SECTOR, BlkRequest, BlkStatus, ZonedModel, ZoneState, ZoneType
+from virtio_py.devices.blk.zone_states import (
+    ACTIVE,
+    CLOSED,
+    EMPTY,
+    EOPEN,
+    FAILURES,
+    FULL,
+    IOPEN,
+    OFFLINE,
+    OPEN,
+    RDONLY,
+    TRANSITIONS,
+    WRITABLE,
+    Zone,
+)
 from virtio_py.errors import UsageError
-
-EMPTY, IOPEN, EOPEN, CLOSED = ZoneState.EMPTY, ZoneState.IOPEN, ZoneState.EOPEN, ZoneState.CLOSED
-FULL, RDONLY, OFFLINE = ZoneState.FULL, ZoneState.RDONLY, ZoneState.OFFLINE
-
-OPEN: Final = frozenset({IOPEN, EOPEN})
-ACTIVE: Final = OPEN | {CLOSED}
-WRITABLE: Final = ACTIVE | {EMPTY}
-"""The states that have a valid write pointer."""
-
-TRANSITIONS: Final[Mapping[BlkRequest, Mapping[ZoneState, ZoneState]]] = {
-    BlkRequest.ZONE_OPEN: dict.fromkeys((EMPTY, IOPEN, EOPEN, CLOSED), EOPEN),
-    BlkRequest.ZONE_CLOSE: dict.fromkeys((IOPEN, EOPEN, CLOSED), CLOSED),
-    BlkRequest.ZONE_FINISH: dict.fromkeys((EMPTY, IOPEN, EOPEN, CLOSED, FULL), FULL),
-    BlkRequest.ZONE_RESET: dict.fromkeys((EMPTY, IOPEN, EOPEN, CLOSED, FULL), EMPTY),
-}
-"""Where each request takes a zone, by the state that it is in. What is not here cannot be done: ZONE_INVALID_CMD.
-One more: CLOSE takes a zone back to EMPTY if nothing was written to it."""
-
-FAILURES: Final[Mapping[ZoneState, frozenset[ZoneState]]] = {
-    RDONLY: WRITABLE | {FULL},
-    OFFLINE: WRITABLE | {FULL, RDONLY},
-}
-"""Which states a failing medium can take a zone out of, into each of these."""
 
 _APPEND: Final = 256
 """Times the write granularity: what an append may hold if nothing is said."""
@@ -62,31 +54,6 @@ _AFTER_WRITE: Final = {
 """The state of a zone that was written to, by the resource that it lacks."""
 
 _SEQUENTIAL: Final = {ZonedModel.HM: ZoneType.SWR, ZonedModel.HA: ZoneType.SWP}
-
-
-@define(eq=False)
-class Zone:
-    """One zone: sectors [start, start + size), of which `capacity` can be written.
-
-    wp: the write pointer; in a FULL or RDONLY zone where the data end, behind which nothing was ever written.
-    """
-
-    start: int
-    size: int
-    capacity: int
-    type: ZoneType
-    state: ZoneState
-    wp: int
-
-    @property
-    def end(self) -> int:
-        """The sector behind those that can be written."""
-        return self.start + self.capacity
-
-    @property
-    def pointer(self) -> int:
-        """`z_wp` as it is reported: where it is undefined, the sector behind the zone."""
-        return self.wp if self.state in WRITABLE else self.start + self.size
 
 
 class Run(NamedTuple):
