@@ -20,6 +20,7 @@ from tests.vhost_user_frontend import R
 from tests.vhost_user_socket import Client, await_, connected, eventfds, readable
 from virtio_py.cli.main import main
 from virtio_py.cli.serve import BACKENDS
+from virtio_py.devices.blk.layout import BlkFeature, virtio_blk_config
 from virtio_py.transports import vhost_user_messages as m
 
 COMMAND = [sys.executable, "-m", "virtio_py.cli.main", "serve"]
@@ -71,6 +72,17 @@ COMPLAINTS = {
     "no disk": ["blk", "--socket-path", "x"],
     "no such disk": ["blk", "--socket-path", "x", "--blk-file", "IMAGE.not"],
     "long serial": ["blk", "--socket-path", "x", "--blk-file", "IMAGE", "--serial", "x" * 21],
+    "zones of no size": ["blk", "--socket-path", "x", "--blk-file", "IMAGE", "--zoned", "host-managed"],
+    "size of no zones": ["blk", "--socket-path", "x", "--blk-file", "IMAGE", "--zone-size", "1"],
+    "zones that cannot be": [
+        "blk",
+        "--socket-path",
+        "x",
+        "--blk-file",
+        "IMAGE",
+        *["--zoned", "host-aware", "--zone-size", "0"],
+    ],
+    "unknown zones": ["blk", "--socket-path", "x", "--blk-file", "IMAGE", "--zoned", "drive-managed"],
     "no such folder": ["blk", "--socket-path", "/nowhere/at/all", "--blk-file", "IMAGE"],
     "not a socket": ["blk", "--fd", "0", "--blk-file", "IMAGE"],
     "not open": ["entropy", "--fd", "999"],
@@ -141,6 +153,22 @@ def test_a_disk_behind_an_inherited_listener(tmp_path: Path, image: Path) -> Non
             client.send(R.GET_CONFIG, m.VhostUserConfig(8).encode(size=8))
             assert m.VhostUserConfig(8).decode(client.reply().payload).region == (2).to_bytes(8, "little")
             assert read_sector(client, 1).startswith(b"second sector..")
+
+
+@linux
+@pytest.mark.parametrize(("model", "number"), [("host-managed", 1), ("host-aware", 2)])
+def test_a_disk_with_zones(tmp_path: Path, image: Path, model: str, number: int) -> None:
+    path = tmp_path / "sock"
+    limits = ("--max-open", "3", "--max-active", "4", "--max-append", "1")
+    disk = ("--blk-file", str(image), "--zoned", model, "--zone-size", "1", *limits)
+    with program("blk", "--socket-path", str(path), *disk):
+        await_(path.exists, "the socket")
+        with connected(str(path)) as client:
+            assert client.ask(R.GET_FEATURES) >> BlkFeature.ZONED & 1
+            size = virtio_blk_config.size
+            client.send(R.GET_CONFIG, m.VhostUserConfig(size).encode(size=size))
+            config = virtio_blk_config.decode(m.VhostUserConfig(size).decode(client.reply().payload).region)
+            assert tuple(config.zoned)[:6] == (1, 3, 4, 1, SECTOR, number)
 
 
 @linux

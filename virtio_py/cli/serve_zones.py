@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 MODELS: Final = {"host-managed": "HM", "host-aware": "HA"}
 _SECTOR: Final = 512
-_APPEND: Final = 256
-"""Sectors in an append, unless the zones are smaller."""
+_LIMITS: Final = ("max_open", "max_active", "max_append")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -27,14 +26,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--zone-size", type=int, metavar="SECTORS", help="sectors of 512 bytes in a zone")
     parser.add_argument("--max-open", type=int, metavar="N", help="zones open at a time (no limit)")
     parser.add_argument("--max-active", type=int, metavar="N", help="zones open or closed at a time (no limit)")
-    parser.add_argument("--max-append", type=int, metavar="SECTORS", help=f"sectors in one append (up to {_APPEND})")
+    parser.add_argument("--max-append", type=int, metavar="SECTORS", help="sectors in one append (up to 256)")
 
 
 def make(args: argparse.Namespace, size: int) -> Zones | None:
     """The zones of a disk of `size` bytes, or None. Raises UsageError for options that do not go together."""
-    numbers = (args.zone_size, args.max_open, args.max_active, args.max_append)
+    limits = {name: value for name in _LIMITS if (value := getattr(args, name)) is not None}
     if args.zoned is None:
-        if any(number is not None for number in numbers):
+        if limits or args.zone_size is not None:
             raise UsageError("--zone-size, --max-open, --max-active and --max-append need --zoned")
         return None
     if args.zone_size is None:
@@ -42,11 +41,4 @@ def make(args: argparse.Namespace, size: int) -> Zones | None:
     from virtio_py.devices.blk.layout import ZonedModel
     from virtio_py.devices.blk.zones import Zones
 
-    return Zones(
-        size // _SECTOR,
-        args.zone_size,
-        model=ZonedModel[MODELS[args.zoned]],
-        max_open=args.max_open or 0,
-        max_active=args.max_active or 0,
-        max_append=min(args.zone_size, _APPEND) if args.max_append is None else args.max_append,
-    )
+    return Zones(size // _SECTOR, args.zone_size, model=ZonedModel[MODELS[args.zoned]], **limits)

@@ -21,7 +21,8 @@ from virtio_py.devices.blk.layout import (
     virtio_blk_zone_report,
 )
 from virtio_py.devices.blk.requests import REQUESTS, Disk, Span, answer, span_of, stored
-from virtio_py.devices.blk.zones import Zone, Zones
+from virtio_py.devices.blk.zone_states import Zone
+from virtio_py.devices.blk.zones import Zones
 from virtio_py.errors import UsageError
 from virtio_py.rings.chain import Chain, Stream
 

@@ -30,7 +30,7 @@ from virtio_py.devices.blk.layout import (
     virtio_blk_zone_report,
     virtio_blk_zoned_characteristics,
 )
-from virtio_py.devices.blk.zones import WRITABLE
+from virtio_py.devices.blk.zone_states import WRITABLE
 from virtio_py.errors import NegotiationError, RequestError, UsageError
 from virtio_py.spec import bit
 

@@ -20,36 +20,31 @@ Three things the specification leaves open:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from attrs import define, field
 
 from virtio_py.devices.blk.layout import SECTOR, BlkRequest, BlkStatus, ZonedModel, ZoneState, ZoneType
+from virtio_py.devices.blk.zone_states import (
+    ACTIVE,
+    CLOSED,
+    EMPTY,
+    EOPEN,
+    FAILURES,
+    FULL,
+    IOPEN,
+    OFFLINE,
+    OPEN,
+    RDONLY,
+    TRANSITIONS,
+    WRITABLE,
+    Zone,
+)
 from virtio_py.errors import UsageError
 
-EMPTY, IOPEN, EOPEN, CLOSED = ZoneState.EMPTY, ZoneState.IOPEN, ZoneState.EOPEN, ZoneState.CLOSED
-FULL, RDONLY, OFFLINE = ZoneState.FULL, ZoneState.RDONLY, ZoneState.OFFLINE
-
-OPEN: Final = frozenset({IOPEN, EOPEN})
-ACTIVE: Final = OPEN | {CLOSED}
-WRITABLE: Final = ACTIVE | {EMPTY}
-"""The states that have a valid write pointer."""
-
-TRANSITIONS: Final[Mapping[BlkRequest, Mapping[ZoneState, ZoneState]]] = {
-    BlkRequest.ZONE_OPEN: dict.fromkeys((EMPTY, IOPEN, EOPEN, CLOSED), EOPEN),
-    BlkRequest.ZONE_CLOSE: dict.fromkeys((IOPEN, EOPEN, CLOSED), CLOSED),
-    BlkRequest.ZONE_FINISH: dict.fromkeys((EMPTY, IOPEN, EOPEN, CLOSED, FULL), FULL),
-    BlkRequest.ZONE_RESET: dict.fromkeys((EMPTY, IOPEN, EOPEN, CLOSED, FULL), EMPTY),
-}
-"""Where each request takes a zone, by the state that it is in. What is not here cannot be done: ZONE_INVALID_CMD.
-One more: CLOSE takes a zone back to EMPTY if nothing was written to it."""
-
-FAILURES: Final[Mapping[ZoneState, frozenset[ZoneState]]] = {
-    RDONLY: WRITABLE | {FULL},
-    OFFLINE: WRITABLE | {FULL, RDONLY},
-}
-"""Which states a failing medium can take a zone out of, into each of these."""
+_APPEND: Final = 256
+"""Times the write granularity: what an append may hold if nothing is said."""
 
 _AFTER_WRITE: Final = {
     BlkStatus.OK: IOPEN,
@@ -59,31 +54,6 @@ _AFTER_WRITE: Final = {
 """The state of a zone that was written to, by the resource that it lacks."""
 
 _SEQUENTIAL: Final = {ZonedModel.HM: ZoneType.SWR, ZonedModel.HA: ZoneType.SWP}
-
-
-@define(eq=False)
-class Zone:
-    """One zone: sectors [start, start + size), of which `capacity` can be written.
-
-    wp: the write pointer; in a FULL or RDONLY zone where the data end, behind which nothing was ever written.
-    """
-
-    start: int
-    size: int
-    capacity: int
-    type: ZoneType
-    state: ZoneState
-    wp: int
-
-    @property
-    def end(self) -> int:
-        """The sector behind those that can be written."""
-        return self.start + self.capacity
-
-    @property
-    def pointer(self) -> int:
-        """`z_wp` as it is reported: where it is undefined, the sector behind the zone."""
-        return self.wp if self.state in WRITABLE else self.start + self.size
 
 
 class Run(NamedTuple):
@@ -103,8 +73,8 @@ class Zones:
     zone_capacity:  sectors of a zone that can be written, all by default; HA must have all
     conventional:   how many zones, from the first, are no sequential ones
     max_open, max_active: zones at a time, 0 for no limit
-    max_append:     sectors in one append, 0 where there is none
     write_granularity: bytes, a multiple of 512
+    max_append:     sectors in one append, 0 where there is none
     """
 
     capacity: int
@@ -114,16 +84,22 @@ class Zones:
     conventional: int = field(default=0, kw_only=True)
     max_open: int = field(default=0, kw_only=True)
     max_active: int = field(default=0, kw_only=True)
-    max_append: int = field(default=256, kw_only=True)
     write_granularity: int = field(default=SECTOR, kw_only=True)
+    max_append: int = field(kw_only=True)
     _zones: list[Zone] = field(init=False)
     _counts: Counter[ZoneState] = field(init=False, factory=Counter)
     # In the order of their last write: the first is the one to be closed.
     _implicit: dict[int, Zone] = field(init=False, factory=dict)
 
+    @max_append.default
+    def _default_append(self) -> int:
+        usable = self.zone_sectors if self.zone_capacity is None else self.zone_capacity
+        return min(usable, _APPEND * max(self.write_granularity // SECTOR, 1))
+
     def __attrs_post_init__(self) -> None:
         self._check()
         self._zones = [self._zone(start) for start in range(0, self.capacity, self.zone_sectors)]
+        self._counts.update(zone.state for zone in self._zones)
 
     def _check(self) -> None:
         usable = self.zone_sectors if self.zone_capacity is None else self.zone_capacity
@@ -135,6 +111,7 @@ class Zones:
             "a zone's capacity is from 1 to its size": not 0 < usable <= self.zone_sectors,
             "host-aware zones can be written to their end": self.model == ZonedModel.HA and usable < self.zone_sectors,
             "numbers of zones and sectors are not negative": min(numbers) < 0,
+            "an append fits into a zone": self.max_append > usable,
             "no more zones can be open than active": 0 < self.max_active < self.max_open,
             "the write granularity is whole sectors": grains < 1 or self.write_granularity % SECTOR != 0,
         }
@@ -200,6 +177,8 @@ class Zones:
             yield zone, max(sector, zone.start), min(sector + count, zone.start + zone.size)
 
     def _touched(self, sector: int, count: int) -> Sequence[Zone]:
+        if sector >= self.capacity:
+            return ()
         last = (sector + max(count, 1) - 1) // self.zone_sectors
         return self._zones[sector // self.zone_sectors : last + 1]
 
