@@ -19,7 +19,7 @@ from virtio_py.rings.chain import Chain
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.rings.queue import DeviceQueue, QueueConfig, QueueState
 from virtio_py.spec import DeviceId, DeviceStatus, Feature, bit
-from virtio_py.status import RING_FEATURES, FeatureNeeds, missing_needs
+from virtio_py.status import LEGACY_FEATURES, RING_FEATURES, FeatureNeeds, missing_needs
 from virtio_py.watch import Watch
 
 Result = TypeVar("Result")
@@ -113,6 +113,7 @@ class DeviceEnd:
     configuration change notification, all queues stop, and `fault` says what it was until the next reset.
 
     ring_features: mask of the features offered besides the device's own.
+    legacy:        the carrier has the legacy interface (1.3.1): 32 feature bits, no VERSION_1, no FEATURES_OK.
     kicks, calls:  available and used buffer notifications since the last reset, by the index of the queue.
     """
 
@@ -121,6 +122,7 @@ class DeviceEnd:
     notifier: Notifier
     engine: Engine = REFERENCE
     ring_features: int = RING_FEATURES
+    legacy: bool = False
     fault: PeerError | None = field(default=None, init=False)
     features: int = field(default=0, init=False)
     kicks: Counter[int] = field(init=False, factory=Counter)
@@ -141,11 +143,13 @@ class DeviceEnd:
     @property
     def device_features(self) -> int:
         """The mask of all feature bits offered."""
-        return self.device.offered_features() | self.ring_features
+        offered = self.device.offered_features() | self.ring_features
+        return offered & LEGACY_FEATURES if self.legacy else offered
 
     def accept_features(self, features: int) -> None:
         """The driver's choice; judged when FEATURES_OK is written, frozen from then on."""
-        if self._status & DeviceStatus.FEATURES_OK:
+        # The legacy interface has no FEATURES_OK: there, DRIVER_OK settles it.
+        if self._status & (DeviceStatus.FEATURES_OK | DeviceStatus.DRIVER_OK):
             raise NegotiationError(
                 "feature bits written after FEATURES_OK", clause="basic.driver.device-initialization.5"
             )
@@ -157,7 +161,7 @@ class DeviceEnd:
             return f"bits {extra:#x} were not offered"
         if missing := missing_needs(self.features, self.device.feature_needs):
             return f"bit {missing[0][0]} needs bit {missing[0][1]}"
-        if not self.features & bit(Feature.VERSION_1):
+        if not self.legacy and not self.features & bit(Feature.VERSION_1):
             return "VIRTIO_F_VERSION_1 is not accepted"
         return self.device.refuse_features(self.features)
 
@@ -186,10 +190,14 @@ class DeviceEnd:
         added = value & ~self._status & _DRIVERS_BITS
         if added & DeviceStatus.FEATURES_OK and self._refusal() is not None:
             added &= ~DeviceStatus.FEATURES_OK
+        settled = added & DeviceStatus.FEATURES_OK
         if added & DeviceStatus.DRIVER_OK and not (self._status | added) & DeviceStatus.FEATURES_OK:
-            added &= ~DeviceStatus.DRIVER_OK
+            if self.legacy and self._refusal() is None:
+                settled = added
+            else:
+                added &= ~DeviceStatus.DRIVER_OK
         self._status |= added
-        if added & DeviceStatus.FEATURES_OK:
+        if settled:
             self.device.negotiated(self.features)
         if added & DeviceStatus.DRIVER_OK:
             self._start()
@@ -344,13 +352,17 @@ class DeviceEnd:
         Where the driver stands, in the high half, is a hint; the ring is what counts. Raises MessageError for a value
         that stands for no queue. Returns what `available_buffer` does.
         """
+        return self.available_buffer(self.notified_queue(data))
+
+    def notified_queue(self, data: int) -> int:
+        """The index of the queue that a notification names, for a carrier that serves it later. Raises MessageError."""
         name = data & 0xFFFF
         named = [
             q.notif_config_data if self.features & bit(Feature.NOTIF_CONFIG_DATA) else q.index for q in self._configs
         ]
         if name not in named:
             raise MessageError(f"notification {data:#x} is for no queue")
-        return self.available_buffer(named.index(name))
+        return named.index(name)
 
     def available_buffer(self, index: int) -> bool:
         """An available buffer notification: serves the queue. True if work is left, beyond the budget of one call."""

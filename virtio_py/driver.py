@@ -12,14 +12,19 @@ from virtio_py.memory import Arena, Buffer
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.rings.queue import DriverQueue
 from virtio_py.spec import DeviceId, DeviceStatus, Feature, bit
-from virtio_py.status import INITIALISATION, RING_FEATURES, FeatureNeeds, missing_needs
+from virtio_py.status import INITIALISATION, LEGACY_FEATURES, RING_FEATURES, FeatureNeeds, missing_needs
 
 CONFIG_READS: Final = 1000
 """How often a driver reads a configuration that does not stand still before it gives up."""
 
 
 class Transport(Protocol):
-    """The driver's view of a carrier. Offsets, lengths and addresses in bytes."""
+    """The driver's view of a carrier. Offsets, lengths and addresses in bytes.
+
+    legacy_page: 0, or for a legacy interface (1.3.1) the alignment in bytes of its queues, which lie in one piece there
+    """
+
+    legacy_page: int = 0
 
     @property
     def arena(self) -> Arena:
@@ -112,7 +117,7 @@ class Driver:
         try:
             for step in INITIALISATION:
                 getattr(self, step.method)()
-                if step.status:
+                if step.status and not (self.transport.legacy_page and step.status == DeviceStatus.FEATURES_OK):
                     self.transport.write_status(self.transport.read_status() | step.status)
         except PeerError:
             self.fail()
@@ -151,11 +156,13 @@ class Driver:
     def negotiate(self) -> None:
         """Step 4: the offer, less what is not known, not wanted, or lacks something that it needs."""
         self.offered = self.transport.device_features()
-        # VERSION_1 must be accepted when it is offered, whatever the caller wanted.
-        chosen = self.offered & (self.wanted | bit(Feature.VERSION_1))
+        # VERSION_1 must be accepted when it is offered, whatever the caller wanted; and so must ANY_LAYOUT of old.
+        legacy = bool(self.transport.legacy_page)
+        chosen = self.offered & (self.wanted | bit(Feature.ANY_LAYOUT if legacy else Feature.VERSION_1))
         while missing := missing_needs(chosen, self.feature_needs):
             chosen &= ~bit(missing[0][0])
-        if lacking := self.needed_features & ~chosen:
+        needed = self.needed_features & LEGACY_FEATURES if legacy else self.needed_features
+        if lacking := needed & ~chosen:
             raise NegotiationError(f"features {lacking:#x} are not offered", clause="features.driver.feature-bits.7")
         self.features = chosen
         self.transport.accept_features(chosen)
@@ -164,8 +171,8 @@ class Driver:
         """Step 5: FEATURES_OK is about to be written."""
 
     def check_features_ok(self) -> None:
-        """Step 6: a device that does not keep FEATURES_OK cannot be used with our choice."""
-        if not self.transport.read_status() & DeviceStatus.FEATURES_OK:
+        """Step 6: a device that does not keep FEATURES_OK cannot be used with our choice. A legacy one has none."""
+        if not self.transport.legacy_page and not self.transport.read_status() & DeviceStatus.FEATURES_OK:
             raise NegotiationError(
                 f"the device refuses features {self.features:#x}", clause="basic.driver.device-initialization.2"
             )
@@ -182,7 +189,9 @@ class Driver:
         if not self.has(Feature.RING_PACKED):
             # A split queue's size is a power of 2, even if the device's limit is none.
             size = 1 << size.bit_length() - 1
-        queue = DriverQueue(index, size, self.transport.arena, self.features, self.engine)
+        queue = DriverQueue(
+            index, size, self.transport.arena, self.features, self.engine, page=self.transport.legacy_page
+        )
         self.transport.enable_queue(queue)
         return queue
 

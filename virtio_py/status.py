@@ -18,6 +18,12 @@ RING_FEATURES: Final = mask(
 """What a DeviceEnd offers on its own account: the bits that concern rings and no device type. VIRTIO_F_IN_ORDER is for
 the asking: a device that completes out of order is slower with it."""
 
+LEGACY_FEATURES: Final = (1 << 32) - 1
+"""The feature bits that a legacy interface has room for."""
+
+LEGACY_RING_FEATURES: Final = mask(Feature.ANY_LAYOUT, Feature.INDIRECT_DESC, Feature.EVENT_IDX)
+"""What a DeviceEnd offers of its own account over a legacy interface; any layout suits whoever sees but streams."""
+
 
 class Step(NamedTuple):
     """One step of 3.1.1: the status bit it reports when done (0: none), and the Driver method that does it."""

@@ -18,11 +18,19 @@ class DriverQueue(Half):
     """The driver's half of a virtqueue, with its areas in the driver's arena. One thread at a time may call.
 
     indirect: entries of the table kept for each descriptor where VIRTIO_F_INDIRECT_DESC was negotiated; buffers of
-    more than one and at most so many segments go there. `take_used` raises RingError for what the device did wrong.
+    more than one and at most so many segments go there. page: 0, or the alignment in bytes of a legacy queue's single
+    piece of memory (2.7.2). `take_used` raises RingError for what the device did wrong.
     """
 
     def __init__(
-        self, index: int, size: int, arena: Arena, features: int, engine: Engine = REFERENCE, indirect: int = 16
+        self,
+        index: int,
+        size: int,
+        arena: Arena,
+        features: int,
+        engine: Engine = REFERENCE,
+        indirect: int = 16,
+        page: int = 0,
     ) -> None:
         layout = layout_name(features)
         if not 0 < size <= MAX_QUEUE_SIZE or (layout == "split" and size & (size - 1)):
@@ -32,7 +40,7 @@ class DriverQueue(Half):
         self._arena = arena
         self._tokens: list[Any] = [None] * size
         entries = min(indirect, size) if features & bit(Feature.INDIRECT_DESC) else 0
-        self._areas = allocate_areas(arena, self.layout, size, entries)
+        self._areas = allocate_areas(arena, self.layout, size, entries, page)
         self._memory = engine.memory(arena.memory)
         self._ring = driver_ring(self._areas, arena.memory, size, features, engine, entries)
         self._state[k.FREE_COUNT] = size

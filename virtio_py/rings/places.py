@@ -103,23 +103,57 @@ def layout_name(features: int) -> str:
 
 @frozen
 class Areas:
-    """A driver's queue in its arena: the three areas, and its indirect tables, if any."""
+    """A driver's queue in its arena: the three areas, its indirect tables, if any, and what the areas are pieces of."""
 
     descriptor: Buffer
     driver: Buffer
     device: Buffer
     indirect: Buffer | None
+    whole: Buffer | None = None
 
     def buffers(self) -> list[Buffer]:
         """All that was allocated."""
-        return [b for b in (self.descriptor, self.driver, self.device, self.indirect) if b is not None]
+        areas = [self.descriptor, self.driver, self.device] if self.whole is None else [self.whole]
+        return areas if self.indirect is None else [*areas, self.indirect]
 
 
-def allocate_areas(arena: Arena, layout: str, size: int, indirect: int) -> Areas:
-    """Allocates a queue of `size` descriptors, each with an indirect table of `indirect` entries; all zeroed."""
+class LegacyPlaces(NamedTuple):
+    """Where the parts of a legacy queue lie from its start, and what it takes, in bytes (2.7.2)."""
+
+    driver: int
+    device: int
+    size: int
+
+
+def legacy_places(size: int, align: int) -> LegacyPlaces:
+    """A legacy queue of `size` descriptors, its used ring at a multiple of `align` bytes."""
+    driver, available, used = (part.size for part in _split_parts(size))
+    device = _round_up(driver + available, align)
+    return LegacyPlaces(driver, device, device + _round_up(used, align))
+
+
+def _round_up(size: int, align: int) -> int:
+    return -(-size // align) * align
+
+
+def _legacy_areas(arena: Arena, size: int, page: int, tables: Buffer | None) -> Areas:
+    places = legacy_places(size, page)
+    whole = arena.allocate(places.size, page)
+    starts, lengths = (0, places.driver, places.device), (part.size for part in _split_parts(size))
+    pieces = [Buffer(whole.address + at, whole.view[at : at + n]) for at, n in zip(starts, lengths, strict=True)]
+    return Areas(pieces[0], pieces[1], pieces[-1], tables, whole)
+
+
+def allocate_areas(arena: Arena, layout: str, size: int, indirect: int, page: int = 0) -> Areas:
+    """Allocates a queue of `size` descriptors, each with an indirect table of `indirect` entries; all zeroed.
+
+    page: alignment in bytes of a legacy queue, whose areas are one piece; 0 for any other.
+    """
+    tables = arena.allocate(virtq_desc.size * size * indirect, virtq_desc.size) if indirect else None
+    if page:
+        return _legacy_areas(arena, size, page, tables)
     # Each part begins a cache line: what one side writes often must not lie beside what the other does.
     parts = [arena.allocate(part.size, max(part.align, CACHE_LINE)) for part in LAYOUTS[layout].parts(size)]
-    tables = arena.allocate(virtq_desc.size * size * indirect, virtq_desc.size) if indirect else None
     return Areas(parts[0], parts[1], parts[2], tables)
 
 
