@@ -48,7 +48,7 @@ from virtio_py.devices.scsi.sense import (
     Condition,
     ScsiStatus,
 )
-from virtio_py.devices.scsi.unit import GOOD
+from virtio_py.devices.scsi.task import GOOD
 from virtio_py.errors import UsageError, VirtioError
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue

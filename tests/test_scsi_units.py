@@ -20,7 +20,8 @@ from virtio_py.devices.scsi.disk import ScsiDisk
 from virtio_py.devices.scsi.protection import Protection, crc16_t10dif, generate
 from virtio_py.devices.scsi.reservations import ReservationType
 from virtio_py.devices.scsi.sense import Condition, ScsiStatus, decode_sense, encode_sense
-from virtio_py.devices.scsi.unit import LogicalUnit, Nexus
+from virtio_py.devices.scsi.task import Nexus
+from virtio_py.devices.scsi.unit import LogicalUnit
 from virtio_py.devices.scsi.vpd import block_limits, block_provisioning, vpd_header
 from virtio_py.errors import UsageError
 from virtio_py.records import Record

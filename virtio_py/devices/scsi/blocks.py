@@ -5,61 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from construct import Int16ub, Int32ub, Int64ub, Struct
-
 from virtio_py.devices.scsi import cdb as cdbs
 from virtio_py.devices.scsi.cdb import Blocks, Opcode, blocks_of
 from virtio_py.devices.scsi.protection import CHECKS, TUPLE, generate, verify
 from virtio_py.devices.scsi.sense import (
     LBA_OUT_OF_RANGE,
     MISCOMPARE,
-    PARAMETER_LIST_LENGTH,
     CheckCondition,
     invalid_in_cdb,
-    invalid_in_list,
 )
-from virtio_py.devices.scsi.unit import (
-    OVERRUN,
-    Access,
-    Key,
-    Operation,
-    Outcome,
-    Task,
-    no_data,
-    parameter_list,
-)
+from virtio_py.devices.scsi.task import OVERRUN, Access, Key, Operation, Outcome, Task, no_data
 from virtio_py.records import Record
 
 MAX_TRANSFER: Final = 16 << 20
 """Bytes of one READ, WRITE or VERIFY."""
 
-MAX_WRITE_SAME: Final = 64 << 20
-"""Bytes that one WRITE SAME fills, and that one UNMAP descriptor takes away."""
 
-MAX_UNMAP_DESCRIPTORS: Final = 64
-
-unmap_header = Record(
-    "unmap_parameter_list",
-    Struct("data_length" / Int16ub, "descriptors_length" / Int16ub, "reserved" / Int32ub),
-    cite="SBC-3 5.28.2",
-)
-unmap_descriptor = Record(
-    "unmap_block_descriptor", Struct("lba" / Int64ub, "count" / Int32ub, "reserved" / Int32ub), cite="SBC-3 5.28.2"
-)
-
-
-def _protected(unit: Any, blocks: Blocks) -> None:
+def check_protection(unit: Any, blocks: Blocks) -> None:
     """Raises CheckCondition where protection is asked for that the unit does not have."""
     if blocks.protect not in CHECKS or (blocks.protect and unit.protection is None):
         raise invalid_in_cdb(1, 7)
 
 
-def _place(unit: Any, blocks: Blocks, limit: int = MAX_TRANSFER) -> tuple[int, int]:
+def place(unit: Any, blocks: Blocks, limit: int = MAX_TRANSFER) -> tuple[int, int]:
     """(offset, length) in bytes of a range that lies on the medium and is no longer than `limit`."""
     unit.check_ready()
     _in_range(unit, blocks)
     if blocks.number * unit.block_size > limit:
-        raise invalid_in_cdb(_COUNT_FIELD)
+        raise invalid_in_cdb(COUNT_FIELD)
     return blocks.lba * unit.block_size, blocks.number * unit.block_size
 
 
@@ -69,7 +42,7 @@ def _in_range(unit: Any, blocks: Blocks) -> None:
         raise CheckCondition(LBA_OUT_OF_RANGE)
 
 
-_COUNT_FIELD: Final = 7
+COUNT_FIELD: Final = 7
 """Where a transfer length begins in a CDB of 10 bytes; in others it is near."""
 
 
@@ -78,8 +51,8 @@ _COUNT_FIELD: Final = 7
 
 def _read(unit: Any, task: Task, cdb: Any) -> Outcome | None:
     blocks = blocks_of(cdb)
-    _protected(unit, blocks)
-    offset, length = _place(unit, blocks)
+    check_protection(unit, blocks)
+    offset, length = place(unit, blocks)
     if blocks.protect and (task.pi_in is None or task.pi_in.remaining < blocks.number * TUPLE):
         return OVERRUN
     if unit.protection is None and not _wants_pi(task, blocks):
@@ -113,8 +86,8 @@ def _tuples_for_reading(unit: Any, blocks: Blocks, data: bytes) -> bytes:
 
 def _write(unit: Any, task: Task, cdb: Any) -> Outcome | None:
     blocks = blocks_of(cdb)
-    _protected(unit, blocks)
-    offset, length = _place(unit, blocks)
+    check_protection(unit, blocks)
+    offset, length = place(unit, blocks)
     unit.check_writable()
     if blocks.protect and (task.pi_out is None or task.pi_out.remaining < blocks.number * TUPLE):
         return OVERRUN
@@ -143,7 +116,7 @@ def _store_checked(unit: Any, blocks: Blocks, data: bytes, tuples: bytes | None)
 
 def _write_and_verify(unit: Any, task: Task, cdb: Any) -> Outcome | None:
     blocks = blocks_of(cdb)._replace(fua=1)
-    offset, length = _place(unit, blocks)
+    offset, length = place(unit, blocks)
     if cdb.flags.bytchk > 1:
         raise invalid_in_cdb(1, 2)
     sent = task.data_out.views(length)
@@ -167,7 +140,7 @@ def _verify(unit: Any, task: Task, cdb: Any) -> None:
         raise invalid_in_cdb(1, 7)
     if cdb.flags.bytchk == 2:
         raise invalid_in_cdb(1, 2)
-    offset, length = _place(unit, blocks)
+    offset, length = place(unit, blocks)
     stored = unit.load(offset, length)
     if unit.protection is not None:
         _tuples_for_reading(unit, blocks, stored)
@@ -184,10 +157,10 @@ def _verified_bytes(unit: Any, cdb: Any) -> int:
 
 def _compare_and_write(unit: Any, task: Task, cdb: Any) -> None:
     blocks = blocks_of(cdb)
-    _protected(unit, blocks)
+    check_protection(unit, blocks)
     if blocks.protect:
         raise invalid_in_cdb(1, 7)
-    offset, length = _place(unit, blocks)
+    offset, length = place(unit, blocks)
     unit.check_writable()
     expected, data = task.data_out.read(length), task.data_out.read(length)
     _compare(unit.load(offset, length), expected)
@@ -198,65 +171,13 @@ def _compare_and_write(unit: Any, task: Task, cdb: Any) -> None:
 def _exchange(unit: Any, task: Task, cdb: Any) -> None:
     """XDWRITEREAD: stores the data out, and returns them XORed with what was there before."""
     blocks = blocks_of(cdb)
-    offset, length = _place(unit, blocks)
+    offset, length = place(unit, blocks)
     unit.check_writable()
     before, data = unit.load(offset, length), task.data_out.read(length)
     unit.store(blocks.lba, data, None)
     unit.stored(bool(blocks.fua))
     mixed = int.from_bytes(before, "big") ^ int.from_bytes(data, "big")
     task.data_in.write(mixed.to_bytes(length, "big"))
-
-
-# Filling and giving back
-
-
-def _write_same(unit: Any, task: Task, cdb: Any) -> None:
-    blocks = blocks_of(cdb)
-    flags = cdb.flags
-    _protected(unit, blocks)
-    if blocks.protect or flags.anchor:
-        raise invalid_in_cdb(1, 7 if blocks.protect else 4)
-    if flags.unmap and not unit.thin:
-        raise invalid_in_cdb(1, 3)
-    if not blocks.number:
-        # WSNZ is set: "to the end of the medium" is not for a CDB to say.
-        raise invalid_in_cdb(_COUNT_FIELD)
-    offset, length = _place(unit, blocks, MAX_WRITE_SAME)
-    unit.check_writable()
-    pattern = bytes(unit.block_size) if getattr(flags, "ndob", 0) else task.data_out.read(unit.block_size)
-    unit.fill(offset, length, pattern, bool(flags.unmap))
-    unit.stored(False)
-
-
-def _same_bytes(unit: Any, cdb: Any) -> int:
-    return 0 if getattr(cdb.flags, "ndob", 0) else int(unit.block_size)
-
-
-def _unmap(unit: Any, task: Task, cdb: Any) -> None:
-    if cdb.flags.anchor:
-        raise invalid_in_cdb(1, 0)
-    data = task.data_out.read(cdb.length)
-    unit.check_writable()
-    ranges = [_place(unit, blocks, MAX_WRITE_SAME) for blocks in _unmap_ranges(data)]
-    # All were judged before the first is carried out, so that a refused list has changed nothing.
-    for offset, length in ranges:
-        unit.fill(offset, length, bytes(unit.block_size), True)
-    unit.stored(False)
-
-
-def _unmap_ranges(data: bytes) -> list[Blocks]:
-    if not data:
-        return []
-    if len(data) < unmap_header.size:
-        raise CheckCondition(PARAMETER_LIST_LENGTH)
-    count = unmap_header.decode(data).descriptors_length // unmap_descriptor.size
-    if unmap_header.size + count * unmap_descriptor.size > len(data):
-        raise CheckCondition(PARAMETER_LIST_LENGTH)
-    if count > MAX_UNMAP_DESCRIPTORS:
-        raise invalid_in_list(2)
-    record = unmap_descriptor
-    found = [record.decode(data, unmap_header.size + n * record.size) for n in range(count)]
-    return [Blocks(one.lba, one.count) for one in found]
 
 
 def _synchronize(unit: Any, task: Task, cdb: Any) -> None:
@@ -278,14 +199,10 @@ def _twice(unit: Any, cdb: Any) -> int:
     return 2 * _bytes_of(unit, cdb)
 
 
-def _thin(unit: Any) -> bool:
-    return bool(unit.thin)
-
-
 _Size = Callable[[Any, Any], int]
 
 
-def _family(
+def family(
     name: str, records: dict[int, Record], run: Any, access: Access, data_in: _Size = no_data, data_out: _Size = no_data
 ) -> dict[Key, Operation]:
     """The operations of one name and several lengths of CDB."""
@@ -299,8 +216,8 @@ def _family(
 
 READING: Final[dict[Key, Operation]] = {
     (Opcode.READ_6, None): Operation("READ (6)", cdbs.read_write_6, _read, _bytes_of, access=Access.READ),
-    **_family("READ", cdbs.read, _read, Access.READ, _bytes_of),
-    **_family("VERIFY", cdbs.verify, _verify, Access.READ, data_out=_verified_bytes),
+    **family("READ", cdbs.read, _read, Access.READ, _bytes_of),
+    **family("VERIFY", cdbs.verify, _verify, Access.READ, data_out=_verified_bytes),
 }
 
 _AND_VERIFY: Final = {size: cdbs.verify[size] for size in (10, 16)}
@@ -308,17 +225,13 @@ _SYNCHRONIZE: Final = {size: cdbs.synchronize_cache[size] for size in (10, 16)}
 
 WRITING: Final[dict[Key, Operation]] = {
     (Opcode.WRITE_6, None): Operation("WRITE (6)", cdbs.read_write_6, _write, no_data, _bytes_of, Access.WRITE),
-    **_family("WRITE", cdbs.write, _write, Access.WRITE, data_out=_bytes_of),
-    **_family("WRITE_AND_VERIFY", _AND_VERIFY, _write_and_verify, Access.WRITE, data_out=_bytes_of),
-    **_family("WRITE_SAME", cdbs.write_same, _write_same, Access.WRITE, data_out=_same_bytes),
-    **_family("SYNCHRONIZE_CACHE", _SYNCHRONIZE, _synchronize, Access.WRITE),
+    **family("WRITE", cdbs.write, _write, Access.WRITE, data_out=_bytes_of),
+    **family("WRITE_AND_VERIFY", _AND_VERIFY, _write_and_verify, Access.WRITE, data_out=_bytes_of),
+    **family("SYNCHRONIZE_CACHE", _SYNCHRONIZE, _synchronize, Access.WRITE),
     (Opcode.COMPARE_AND_WRITE, None): Operation(
         "COMPARE AND WRITE", cdbs.compare_and_write, _compare_and_write, no_data, _twice, Access.WRITE
     ),
     (Opcode.XDWRITEREAD_10, None): Operation(
         "XDWRITEREAD (10)", cdbs.write[10], _exchange, _bytes_of, _bytes_of, Access.WRITE
-    ),
-    (Opcode.UNMAP, None): Operation(
-        "UNMAP", cdbs.unmap, _unmap, data_out=parameter_list, access=Access.WRITE, when=_thin
     ),
 }

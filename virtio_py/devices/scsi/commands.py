@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from virtio_py.devices.scsi import cdb as cdbs
-from virtio_py.devices.scsi.blocks import unmap_descriptor, unmap_header
 from virtio_py.devices.scsi.cdb import Opcode, PrOut, ServiceAction
-from virtio_py.devices.scsi.disk import capacity_16
-from virtio_py.devices.scsi.reservations import pr_out_parameters
+from virtio_py.devices.scsi.filling import unmap_descriptor, unmap_header
+from virtio_py.devices.scsi.reserve import pr_out_parameters
+from virtio_py.devices.scsi.sbc import capacity_16
 from virtio_py.devices.scsi.vpd import standard_inquiry
 from virtio_py.errors import UsageError
 from virtio_py.records import Record
