@@ -48,7 +48,7 @@ from virtio_py.devices.scsi.sense import (
     Condition,
     ScsiStatus,
 )
-from virtio_py.devices.scsi.task import GOOD
+from virtio_py.devices.scsi.task import GOOD, Outcome, Task
 from virtio_py.errors import UsageError, VirtioError
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
@@ -281,6 +281,7 @@ def test_as_many_units_as_can_be_addressed() -> None:
 @pytest.mark.clause("scsi.device.controlq-text.1")
 @pytest.mark.clause("scsi.device.controlq-text.2")
 @pytest.mark.clause("scsi.device.controlq-text.3")
+@pytest.mark.clause("scsi.device.controlq-text.4")
 @pytest.mark.clause("scsi.device.request-queues.4")
 @pytest.mark.clause("scsi.device.request-queues.6")
 @pytest.mark.parametrize(
@@ -357,6 +358,22 @@ def test_with_in_order_a_function_waits_for_the_turn_of_the_task_it_aborts() -> 
     assert [t.result and t.result.response for t in tickets] == [ScsiResponse.OK, ScsiResponse.ABORTED, None]
     [(_, length)] = driver.queues[0].take_used()
     assert length == 1
+
+
+@pytest.mark.clause("scsi.driver.request-queues.2")
+def test_a_failure_of_the_target_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowUnit(MemoryMedium.of(4096))
+    driver, _ = pair({(0, 0): slow})
+    tried = []
+
+    def fail(unit: SlowUnit, task: Task) -> Outcome:
+        tried.append(task)
+        return Outcome(response=ScsiResponse.TARGET_FAILURE)
+
+    monkeypatch.setattr(SlowUnit, "execute", fail)
+    with pytest.raises(ScsiError, match="TARGET_FAILURE"):
+        driver.test_unit_ready(0, 0)
+    assert len(tried) == 1
 
 
 def test_functions_that_cannot_be_carried_out() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+from virtio_py.devices.blk.media import Medium
 from virtio_py.devices.scsi import cdb as cdbs
 from virtio_py.devices.scsi.cdb import Blocks, Opcode, blocks_of
-from virtio_py.devices.scsi.protection import CHECKS, TUPLE, generate, verify
+from virtio_py.devices.scsi.protection import CHECKS, TUPLE, Protection, generate, verify
 from virtio_py.devices.scsi.sense import (
     LBA_OUT_OF_RANGE,
     MISCOMPARE,
@@ -21,13 +22,58 @@ MAX_TRANSFER: Final = 16 << 20
 """Bytes of one READ, WRITE or VERIFY."""
 
 
-def check_protection(unit: Any, blocks: Blocks) -> None:
+class BlockUnit(Protocol):
+    """What these commands need to know of their unit. All that moves data raises OSError."""
+
+    medium: Medium
+    block_size: int
+    protection: Protection | None
+    rotation: int
+
+    @property
+    def blocks(self) -> int:
+        """How many logical blocks there are."""
+
+    @property
+    def thin(self) -> bool:
+        """Whether storage can be given back."""
+
+    @property
+    def device_type(self) -> int:
+        """The peripheral device type."""
+
+    def check_ready(self) -> None:
+        """Raises CheckCondition while the medium cannot be reached."""
+
+    def check_writable(self) -> None:
+        """Raises CheckCondition where nothing may be written."""
+
+    def load(self, offset: int, length: int) -> bytes:
+        """A copy of a range, in bytes."""
+
+    def store(self, lba: int, data: bytes, tuples: bytes | None) -> None:
+        """Stores whole blocks with their protection information, which is made where None is given."""
+
+    def fill(self, offset: int, length: int, pattern: bytes, unmap: bool) -> None:
+        """Fills a range with copies of a block."""
+
+    def stored(self, force: bool) -> None:
+        """Something was written: makes it durable where it has to be at once."""
+
+    def flush(self) -> None:
+        """Commits what was written."""
+
+    def power(self, start: bool) -> None:
+        """Starts or stops the unit."""
+
+
+def check_protection(unit: BlockUnit, blocks: Blocks) -> None:
     """Raises CheckCondition where protection is asked for that the unit does not have."""
     if blocks.protect not in CHECKS or (blocks.protect and unit.protection is None):
         raise invalid_in_cdb(1, 7)
 
 
-def place(unit: Any, blocks: Blocks, limit: int = MAX_TRANSFER) -> tuple[int, int]:
+def place(unit: BlockUnit, blocks: Blocks, limit: int = MAX_TRANSFER) -> tuple[int, int]:
     """(offset, length) in bytes of a range that lies on the medium and is no longer than `limit`."""
     unit.check_ready()
     _in_range(unit, blocks)
@@ -36,7 +82,7 @@ def place(unit: Any, blocks: Blocks, limit: int = MAX_TRANSFER) -> tuple[int, in
     return blocks.lba * unit.block_size, blocks.number * unit.block_size
 
 
-def _in_range(unit: Any, blocks: Blocks) -> None:
+def _in_range(unit: BlockUnit, blocks: Blocks) -> None:
     # By subtraction: no sum of the initiator's numbers, which a faster language would wrap.
     if blocks.lba >= unit.blocks or blocks.number > unit.blocks - blocks.lba:
         raise CheckCondition(LBA_OUT_OF_RANGE)
@@ -49,7 +95,7 @@ COUNT_FIELD: Final = 7
 # Reading
 
 
-def _read(unit: Any, task: Task, cdb: Any) -> Outcome | None:
+def _read(unit: BlockUnit, task: Task, cdb: Any) -> Outcome | None:
     blocks = blocks_of(cdb)
     check_protection(unit, blocks)
     offset, length = place(unit, blocks)
@@ -72,11 +118,11 @@ def _wants_pi(task: Task, blocks: Blocks) -> bool:
     return task.pi_in is not None and 0 < blocks.number * TUPLE <= task.pi_in.remaining
 
 
-def _tuples_for_reading(unit: Any, blocks: Blocks, data: bytes) -> bytes:
+def _tuples_for_reading(unit: BlockUnit, blocks: Blocks, data: bytes) -> bytes:
     """Those on the medium, checked; or made here, where only the way to the initiator is protected."""
     if unit.protection is None:
         return generate(data, unit.block_size, blocks.lba)
-    tuples: bytes = unit.protection.load(blocks.lba, blocks.number)
+    tuples = unit.protection.load(blocks.lba, blocks.number)
     verify(data, tuples, unit.block_size, blocks.lba, CHECKS[blocks.protect], unit.protection.type)
     return tuples
 
@@ -84,7 +130,7 @@ def _tuples_for_reading(unit: Any, blocks: Blocks, data: bytes) -> bytes:
 # Writing
 
 
-def _write(unit: Any, task: Task, cdb: Any) -> Outcome | None:
+def _write(unit: BlockUnit, task: Task, cdb: Any) -> Outcome | None:
     blocks = blocks_of(cdb)
     check_protection(unit, blocks)
     offset, length = place(unit, blocks)
@@ -107,14 +153,14 @@ def _tuples_for_writing(task: Task, blocks: Blocks) -> bytes | None:
     return task.pi_out.read(blocks.number * TUPLE)
 
 
-def _store_checked(unit: Any, blocks: Blocks, data: bytes, tuples: bytes | None) -> None:
+def _store_checked(unit: BlockUnit, blocks: Blocks, data: bytes, tuples: bytes | None) -> None:
     kind = unit.protection.type if unit.protection else 1
     if tuples is not None:
         verify(data, tuples, unit.block_size, blocks.lba, CHECKS[blocks.protect], kind)
     unit.store(blocks.lba, data, tuples if blocks.protect else None)
 
 
-def _write_and_verify(unit: Any, task: Task, cdb: Any) -> Outcome | None:
+def _write_and_verify(unit: BlockUnit, task: Task, cdb: Any) -> Outcome | None:
     blocks = blocks_of(cdb)._replace(fua=1)
     offset, length = place(unit, blocks)
     if cdb.flags.bytchk > 1:
@@ -134,7 +180,7 @@ def _compare(stored: bytes, sent: bytes) -> None:
         raise CheckCondition(MISCOMPARE, information=at)
 
 
-def _verify(unit: Any, task: Task, cdb: Any) -> None:
+def _verify(unit: BlockUnit, task: Task, cdb: Any) -> None:
     blocks = blocks_of(cdb)
     if blocks.protect not in CHECKS:
         raise invalid_in_cdb(1, 7)
@@ -150,12 +196,12 @@ def _verify(unit: Any, task: Task, cdb: Any) -> None:
         _compare(stored, task.data_out.read(unit.block_size) * blocks.number)
 
 
-def _verified_bytes(unit: Any, cdb: Any) -> int:
+def _verified_bytes(unit: BlockUnit, cdb: Any) -> int:
     counts = {0: 0, 1: blocks_of(cdb).number, 2: 0, 3: 1}
-    return int(counts[cdb.flags.bytchk] * unit.block_size)
+    return counts[cdb.flags.bytchk] * unit.block_size
 
 
-def _compare_and_write(unit: Any, task: Task, cdb: Any) -> None:
+def _compare_and_write(unit: BlockUnit, task: Task, cdb: Any) -> None:
     blocks = blocks_of(cdb)
     check_protection(unit, blocks)
     if blocks.protect:
@@ -168,7 +214,7 @@ def _compare_and_write(unit: Any, task: Task, cdb: Any) -> None:
     unit.stored(bool(blocks.fua))
 
 
-def _exchange(unit: Any, task: Task, cdb: Any) -> None:
+def _exchange(unit: BlockUnit, task: Task, cdb: Any) -> None:
     """XDWRITEREAD: stores the data out, and returns them XORed with what was there before."""
     blocks = blocks_of(cdb)
     offset, length = place(unit, blocks)
@@ -180,7 +226,7 @@ def _exchange(unit: Any, task: Task, cdb: Any) -> None:
     task.data_in.write(mixed.to_bytes(length, "big"))
 
 
-def _synchronize(unit: Any, task: Task, cdb: Any) -> None:
+def _synchronize(unit: BlockUnit, task: Task, cdb: Any) -> None:
     blocks = blocks_of(cdb)
     unit.check_ready()
     if blocks.lba or blocks.number:
@@ -191,11 +237,11 @@ def _synchronize(unit: Any, task: Task, cdb: Any) -> None:
 # The table
 
 
-def _bytes_of(unit: Any, cdb: Any) -> int:
+def _bytes_of(unit: BlockUnit, cdb: Any) -> int:
     return int(blocks_of(cdb).number * unit.block_size)
 
 
-def _twice(unit: Any, cdb: Any) -> int:
+def _twice(unit: BlockUnit, cdb: Any) -> int:
     return 2 * _bytes_of(unit, cdb)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 from construct import Int16ub, Int32ub, Int64ub, Struct
 
 from virtio_py.devices.scsi import cdb as cdbs
-from virtio_py.devices.scsi.blocks import COUNT_FIELD, check_protection, family, place
+from virtio_py.devices.scsi.blocks import COUNT_FIELD, BlockUnit, check_protection, family, place
 from virtio_py.devices.scsi.cdb import Blocks, Opcode, blocks_of
 from virtio_py.devices.scsi.sense import PARAMETER_LIST_LENGTH, CheckCondition, invalid_in_cdb, invalid_in_list
 from virtio_py.devices.scsi.task import Access, Key, Operation, Task, parameter_list
@@ -28,7 +28,7 @@ unmap_descriptor = Record(
 )
 
 
-def _write_same(unit: Any, task: Task, cdb: Any) -> None:
+def _write_same(unit: BlockUnit, task: Task, cdb: Any) -> None:
     blocks = blocks_of(cdb)
     flags = cdb.flags
     check_protection(unit, blocks)
@@ -46,11 +46,11 @@ def _write_same(unit: Any, task: Task, cdb: Any) -> None:
     unit.stored(False)
 
 
-def _same_bytes(unit: Any, cdb: Any) -> int:
+def _same_bytes(unit: BlockUnit, cdb: Any) -> int:
     return 0 if getattr(cdb.flags, "ndob", 0) else int(unit.block_size)
 
 
-def _unmap(unit: Any, task: Task, cdb: Any) -> None:
+def _unmap(unit: BlockUnit, task: Task, cdb: Any) -> None:
     if cdb.flags.anchor:
         raise invalid_in_cdb(1, 0)
     data = task.data_out.read(cdb.length)
@@ -77,8 +77,8 @@ def _unmap_ranges(data: bytes) -> list[Blocks]:
     return [Blocks(one.lba, one.count) for one in found]
 
 
-def _thin(unit: Any) -> bool:
-    return bool(unit.thin)
+def _thin(unit: BlockUnit) -> bool:
+    return unit.thin
 
 
 OPERATIONS: Final[dict[Key, Operation]] = {

@@ -113,6 +113,7 @@ _FORMATS: Final[Mapping[int, Callable[[Drive, Any], bytes]]] = {0: _toc, 1: _ses
 
 
 def read_toc(unit: Drive, task: Task, cdb: Any) -> None:
+    """READ TOC: the track and the lead-out, the first session, or both as they lie on the disc."""
     make = _FORMATS.get(cdb.format.code)
     if make is None:
         raise invalid_in_cdb(2, 3)
@@ -151,6 +152,7 @@ _ALL, _CURRENT, _ONE = range(3)
 
 
 def get_configuration(unit: Drive, task: Task, cdb: Any) -> None:
+    """GET CONFIGURATION: the profile, and which features there are, or are current."""
     if cdb.flags.rt > _ONE:
         raise invalid_in_cdb(1, 1)
     body = b"".join(
@@ -177,6 +179,7 @@ _MEDIA_CLASS: Final = 4
 
 
 def get_event_status(unit: Drive, task: Task, cdb: Any) -> None:
+    """GET EVENT STATUS NOTIFICATION: of all classes of events there is only that of media."""
     # Waiting for an event is for drives that can queue; who wants to be told subscribes (5.6.6.2).
     if not cdb.flags.polled:
         raise invalid_in_cdb(1, 0)
@@ -188,6 +191,7 @@ def get_event_status(unit: Drive, task: Task, cdb: Any) -> None:
 
 
 def disc_information(unit: Drive, task: Task, cdb: Any) -> None:
+    """READ DISC INFORMATION."""
     if cdb.flags.data_type:
         raise invalid_in_cdb(1, 2)
     unit.check_ready()
@@ -197,4 +201,5 @@ def disc_information(unit: Drive, task: Task, cdb: Any) -> None:
 
 
 def mechanism_status(unit: Drive, task: Task, cdb: Any) -> None:
+    """MECHANISM STATUS."""
     task.reply(bytes([0, 0x10 if unit.media_status & 1 else 0, 0, 0, 0, 0, 0, 0]), cdb.allocation)

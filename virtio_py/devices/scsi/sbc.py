@@ -7,6 +7,7 @@ from typing import Any
 from construct import Bytes, Int8ub, Int16ub, Int32ub, Int64ub, Struct
 
 from virtio_py.devices.scsi import blocks, filling
+from virtio_py.devices.scsi.blocks import BlockUnit
 from virtio_py.devices.scsi.sense import invalid_in_cdb
 from virtio_py.devices.scsi.task import Task
 from virtio_py.devices.scsi.vpd import (
@@ -37,12 +38,14 @@ capacity_16 = Record(
 )
 
 
-def standard(unit: Any) -> bytes:
+def standard(unit: BlockUnit) -> bytes:
+    """Standard INQUIRY data of a disk."""
     versions = (SAM_5_VERSION, SPC_4_VERSION, SBC_3_VERSION)
     return inquiry_data(unit, versions, protection={"protect": int(unit.protection is not None)})
 
 
-def extended(unit: Any) -> bytes:
+def extended(unit: BlockUnit) -> bytes:
+    """The body of page 86h."""
     # SPT 0 is type 1 alone, 4 is type 3 alone.
     kind = 4 if unit.protection and unit.protection.type == 3 else 0
     checks = {"grd_chk": 1, "ref_chk": 1, "spt": kind} if unit.protection else {}
@@ -51,7 +54,8 @@ def extended(unit: Any) -> bytes:
     )
 
 
-def limits(unit: Any) -> bytes:
+def limits(unit: BlockUnit) -> bytes:
+    """The body of page B0h."""
     most_same = filling.MAX_WRITE_SAME // unit.block_size
     return block_limits.encode(
         flags={"wsnz": 1},
@@ -64,22 +68,26 @@ def limits(unit: Any) -> bytes:
     )
 
 
-def characteristics(unit: Any) -> bytes:
+def characteristics(unit: BlockUnit) -> bytes:
+    """The body of page B1h."""
     return block_characteristics.encode(medium_rotation_rate=unit.rotation, flags={"fuab": 1})
 
 
-def provisioning(unit: Any) -> bytes:
+def provisioning(unit: BlockUnit) -> bytes:
+    """The body of page B2h."""
     flags = {"lbpu": 1, "lbpws": 1, "lbpws10": 1, "lbprz": 1} if unit.thin else {}
     return block_provisioning.encode(flags=flags, provisioning={"type": 2 if unit.thin else 0})
 
 
-def read_capacity_10(unit: Any, task: Task, cdb: Any) -> None:
+def read_capacity_10(unit: BlockUnit, task: Task, cdb: Any) -> None:
+    """READ CAPACITY (10)."""
     unit.check_ready()
     last = min(max(unit.blocks - 1, 0), 0xFFFFFFFF)
     task.reply(capacity_10.encode(last_lba=last, block_size=unit.block_size), capacity_10.size)
 
 
-def read_capacity_16(unit: Any, task: Task, cdb: Any) -> None:
+def read_capacity_16(unit: BlockUnit, task: Task, cdb: Any) -> None:
+    """READ CAPACITY (16)."""
     unit.check_ready()
     guarded = {"prot_en": 1, "p_type": unit.protection.type - 1} if unit.protection else {}
     data = capacity_16.encode(
@@ -91,12 +99,14 @@ def read_capacity_16(unit: Any, task: Task, cdb: Any) -> None:
     task.reply(data, cdb.allocation)
 
 
-def start_stop(unit: Any, task: Task, cdb: Any) -> None:
+def start_stop(unit: BlockUnit, task: Task, cdb: Any) -> None:
+    """START STOP UNIT."""
     # Power conditions other than START_VALID are managed by the unit itself, which has none.
     if cdb.power.condition or cdb.power.loej:
         raise invalid_in_cdb(4, 7 if cdb.power.condition else 1)
     unit.power(bool(cdb.power.start))
 
 
-def capacity_bytes(unit: Any, cdb: Any) -> int:
+def capacity_bytes(unit: BlockUnit, cdb: Any) -> int:
+    """The bytes of READ CAPACITY (10) data, for which the CDB has no field."""
     return capacity_10.size
