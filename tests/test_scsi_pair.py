@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -342,7 +343,15 @@ def test_one_task_is_queried_and_aborted(ring: int) -> None:
     assert driver.wait(first).response == driver.wait(third).response == ScsiResponse.OK
 
 
-def test_with_in_order_a_function_waits_for_the_turn_of_the_task_it_aborts() -> None:
+def test_with_in_order_a_function_waits_for_the_turn_of_the_task_it_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
+    completed: list[int] = []
+    complete = DeviceQueue.complete
+
+    def witness(queue: DeviceQueue, chains: Sequence[Chain]) -> None:
+        completed.extend(queue.index for _ in chains)
+        complete(queue, chains)
+
+    monkeypatch.setattr(DeviceQueue, "complete", witness)
     slow = SlowUnit(MemoryMedium.of(4096))
     driver, _ = pair({(0, 0): slow}, ring=RING | bit(Feature.IN_ORDER))
     tickets = [driver.submit(LUN, TUR) for _ in range(3)]
@@ -358,6 +367,8 @@ def test_with_in_order_a_function_waits_for_the_turn_of_the_task_it_aborts() -> 
     assert [t.result and t.result.response for t in tickets] == [ScsiResponse.OK, ScsiResponse.ABORTED, None]
     [(_, length)] = driver.queues[0].take_used()
     assert length == 1
+    # The aborted task's chain first, the one it had to wait for next, and then the function's.
+    assert completed == [REQUESTQ, REQUESTQ, CONTROLQ]
 
 
 @pytest.mark.clause("scsi.driver.request-queues.2")
@@ -574,6 +585,35 @@ def test_event_buffers_of_a_queue_that_was_reset_are_not_used() -> None:
     device.queue_reset(EVENTQ)
     device.hard_reset(0, 0)
     assert driver.take_events() == []
+
+
+def test_event_buffers_of_a_queue_that_is_another_now_are_not_used() -> None:
+    driver, device = pair()
+    end = device._end
+    assert end is not None
+    # A carrier that stops a ring and starts it again, as vhost-user does, says nothing to the device.
+    end.stop_queue(EVENTQ)
+    device.hard_reset(0, 0)
+    assert device._events.missed
+    end.enable_queue(EVENTQ)
+    device.hard_reset(0, 0)
+    assert (driver.take_events(), device._events.missed) == ([], True)
+
+
+def test_while_the_device_is_suspended_events_are_missed() -> None:
+    driver, device = pair()
+    end = device._end
+    assert end is not None
+    running = end.running
+    device._events.post(EventType.TRANSPORT_RESET, LUN, ResetReason.HARD, None)
+    assert running
+    assert device._events.missed
+    # There are buffers, so the next event itself tells of the one that was lost.
+    device.hard_reset(0, 0)
+    reset = ScsiEvent(EventType.TRANSPORT_RESET, Address(0, 0), ResetReason.HARD, True)
+    assert driver.take_events() == [reset]
+    device.hard_reset(0, 0)
+    assert [event.missed for event in driver.take_events()] == [False]
 
 
 # Protection information
