@@ -12,7 +12,8 @@ from virtio_py.devices.scsi.device import DEFAULT_FEATURES, ScsiDevice
 from virtio_py.devices.scsi.disk import ScsiDisk
 from virtio_py.devices.scsi.driver import ScsiDriver
 from virtio_py.devices.scsi.layout import virtio_scsi_req_cmd, virtio_scsi_resp_cmd
-from virtio_py.devices.scsi.unit import LogicalUnit, Nexus, Outcome, Task
+from virtio_py.devices.scsi.task import Nexus, Outcome, Task
+from virtio_py.devices.scsi.unit import LogicalUnit
 from virtio_py.rings.chain import Chain, Reader, Writer
 from virtio_py.rings.queue import DeviceQueue
 from virtio_py.spec import Feature, mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ from virtio_py.devices.scsi.sense import (
     Condition,
     ScsiStatus,
 )
-from virtio_py.devices.scsi.unit import GOOD
+from virtio_py.devices.scsi.task import GOOD, Outcome, Task
 from virtio_py.errors import UsageError, VirtioError
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
@@ -281,6 +282,7 @@ def test_as_many_units_as_can_be_addressed() -> None:
 @pytest.mark.clause("scsi.device.controlq-text.1")
 @pytest.mark.clause("scsi.device.controlq-text.2")
 @pytest.mark.clause("scsi.device.controlq-text.3")
+@pytest.mark.clause("scsi.device.controlq-text.4")
 @pytest.mark.clause("scsi.device.request-queues.4")
 @pytest.mark.clause("scsi.device.request-queues.6")
 @pytest.mark.parametrize(
@@ -341,7 +343,15 @@ def test_one_task_is_queried_and_aborted(ring: int) -> None:
     assert driver.wait(first).response == driver.wait(third).response == ScsiResponse.OK
 
 
-def test_with_in_order_a_function_waits_for_the_turn_of_the_task_it_aborts() -> None:
+def test_with_in_order_a_function_waits_for_the_turn_of_the_task_it_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
+    completed: list[int] = []
+    complete = DeviceQueue.complete
+
+    def witness(queue: DeviceQueue, chains: Sequence[Chain]) -> None:
+        completed.extend(queue.index for _ in chains)
+        complete(queue, chains)
+
+    monkeypatch.setattr(DeviceQueue, "complete", witness)
     slow = SlowUnit(MemoryMedium.of(4096))
     driver, _ = pair({(0, 0): slow}, ring=RING | bit(Feature.IN_ORDER))
     tickets = [driver.submit(LUN, TUR) for _ in range(3)]
@@ -357,6 +367,24 @@ def test_with_in_order_a_function_waits_for_the_turn_of_the_task_it_aborts() -> 
     assert [t.result and t.result.response for t in tickets] == [ScsiResponse.OK, ScsiResponse.ABORTED, None]
     [(_, length)] = driver.queues[0].take_used()
     assert length == 1
+    # The aborted task's chain first, the one it had to wait for next, and then the function's.
+    assert completed == [REQUESTQ, REQUESTQ, CONTROLQ]
+
+
+@pytest.mark.clause("scsi.driver.request-queues.2")
+def test_a_failure_of_the_target_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowUnit(MemoryMedium.of(4096))
+    driver, _ = pair({(0, 0): slow})
+    tried = []
+
+    def fail(unit: SlowUnit, task: Task) -> Outcome:
+        tried.append(task)
+        return Outcome(response=ScsiResponse.TARGET_FAILURE)
+
+    monkeypatch.setattr(SlowUnit, "execute", fail)
+    with pytest.raises(ScsiError, match="TARGET_FAILURE"):
+        driver.test_unit_ready(0, 0)
+    assert len(tried) == 1
 
 
 def test_functions_that_cannot_be_carried_out() -> None:
@@ -557,6 +585,35 @@ def test_event_buffers_of_a_queue_that_was_reset_are_not_used() -> None:
     device.queue_reset(EVENTQ)
     device.hard_reset(0, 0)
     assert driver.take_events() == []
+
+
+def test_event_buffers_of_a_queue_that_is_another_now_are_not_used() -> None:
+    driver, device = pair()
+    end = device._end
+    assert end is not None
+    # A carrier that stops a ring and starts it again, as vhost-user does, says nothing to the device.
+    end.stop_queue(EVENTQ)
+    device.hard_reset(0, 0)
+    assert device._events.missed
+    end.enable_queue(EVENTQ)
+    device.hard_reset(0, 0)
+    assert (driver.take_events(), device._events.missed) == ([], True)
+
+
+def test_while_the_device_is_suspended_events_are_missed() -> None:
+    driver, device = pair()
+    end = device._end
+    assert end is not None
+    running = end.running
+    device._events.post(EventType.TRANSPORT_RESET, LUN, ResetReason.HARD, None)
+    assert running
+    assert device._events.missed
+    # There are buffers, so the next event itself tells of the one that was lost.
+    device.hard_reset(0, 0)
+    reset = ScsiEvent(EventType.TRANSPORT_RESET, Address(0, 0), ResetReason.HARD, True)
+    assert driver.take_events() == [reset]
+    device.hard_reset(0, 0)
+    assert [event.missed for event in driver.take_events()] == [False]
 
 
 # Protection information

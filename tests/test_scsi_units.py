@@ -20,7 +20,8 @@ from virtio_py.devices.scsi.disk import ScsiDisk
 from virtio_py.devices.scsi.protection import Protection, crc16_t10dif, generate
 from virtio_py.devices.scsi.reservations import ReservationType
 from virtio_py.devices.scsi.sense import Condition, ScsiStatus, decode_sense, encode_sense
-from virtio_py.devices.scsi.unit import LogicalUnit, Nexus
+from virtio_py.devices.scsi.task import Nexus
+from virtio_py.devices.scsi.unit import LogicalUnit
 from virtio_py.devices.scsi.vpd import block_limits, block_provisioning, vpd_header
 from virtio_py.errors import UsageError
 from virtio_py.records import Record
@@ -398,6 +399,41 @@ def test_reservations_end_in_several_ways() -> None:
     assert status(unit, WRITE, bytes(512), nexus=Nexus()) == ScsiStatus.GOOD
 
 
+def test_a_reservation_of_all_registrants_ends_with_the_last_of_them() -> None:
+    unit = reserved(ReservationType.WRITE_EXCLUSIVE_ALL_REGISTRANTS, True)
+    good(unit, *commands.reserve_out(PrOut.REGISTER, 0xA, 0))
+    assert status(unit, WRITE, bytes(512)) == ScsiStatus.RESERVATION_CONFLICT
+    assert status(unit, WRITE, bytes(512), nexus=OTHER) == ScsiStatus.GOOD
+    good(unit, *commands.reserve_out(PrOut.REGISTER, 0xB, 0), nexus=OTHER)
+    assert status(unit, WRITE, bytes(512)) == ScsiStatus.GOOD
+    assert unit.reservations.type == 0
+
+
+def test_whom_a_preemption_meets() -> None:
+    kind = ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY
+    unit = reserved(kind, True)
+    unit.join(third := Nexus("third"))
+    unit.take_attention(third)
+    good(unit, *commands.reserve_out(PrOut.REGISTER, 0, 0xC), nexus=third)
+    # A key that nobody has.
+    nobody = commands.reserve_out(PrOut.PREEMPT, 0xB, 0xDD, kind=kind)
+    assert status(unit, *nobody, nexus=OTHER) == ScsiStatus.RESERVATION_CONFLICT
+    assert condition(unit, *commands.reserve_out(PrOut.PREEMPT, 0xB, 0, kind=kind), nexus=OTHER) == (
+        sense.INVALID_FIELD_IN_LIST
+    )
+    # A registrant that holds nothing: the reservation stays where it is.
+    good(unit, *commands.reserve_out(PrOut.PREEMPT, 0xB, 0xC, kind=kind), nexus=OTHER)
+    assert unit.take_attention(third) == sense.REGISTRATIONS_PREEMPTED
+    assert unit.reservations.holder is NEXUS
+    # The holder: with the same type nobody else loses anything, with another one the rest are told.
+    good(unit, *commands.reserve_out(PrOut.REGISTER, 0, 0xC), nexus=third)
+    good(unit, *commands.reserve_out(PrOut.PREEMPT_AND_ABORT, 0xB, 0xA, kind=kind), nexus=OTHER)
+    assert (unit.reservations.holder, unit.take_attention(third)) == (OTHER, None)
+    assert unit.take_attention(NEXUS) == sense.REGISTRATIONS_PREEMPTED
+    good(unit, *commands.reserve_out(PrOut.PREEMPT, 0xB, 0xB, kind=3), nexus=OTHER)
+    assert (unit.reservations.type, unit.take_attention(third)) == (3, sense.RESERVATIONS_RELEASED)
+
+
 @given(
     steps=st.lists(
         st.tuples(
@@ -517,6 +553,10 @@ def test_the_tray() -> None:
     good(unit, bytes([0x1E, 0, 0, 0, 1, 0]))
     assert condition(unit, commands.start_stop(False, eject=True)) == sense.REMOVAL_PREVENTED
     good(unit, bytes([0x1E, 0, 0, 0, 0, 0]))
+    good(unit, commands.start_stop(True, eject=True))
+    good(unit, bytes([0x1E, 0, 0, 0, 1, 0]))
+    # With the initiator goes the lock.
+    unit.initiator_gone(NEXUS)
     good(unit, commands.start_stop(False, eject=True))
     assert condition(unit, commands.test_unit_ready()) == sense.NO_MEDIUM
     assert condition(unit, commands.transfer("READ", 0, 1, size=10), room=2048) == sense.NO_MEDIUM

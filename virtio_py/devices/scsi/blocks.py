@@ -3,83 +3,102 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from construct import Int16ub, Int32ub, Int64ub, Struct
-
+from virtio_py.devices.blk.media import Medium
 from virtio_py.devices.scsi import cdb as cdbs
 from virtio_py.devices.scsi.cdb import Blocks, Opcode, blocks_of
-from virtio_py.devices.scsi.protection import CHECKS, TUPLE, generate, verify
+from virtio_py.devices.scsi.protection import CHECKS, TUPLE, Protection, generate, verify
 from virtio_py.devices.scsi.sense import (
     LBA_OUT_OF_RANGE,
     MISCOMPARE,
-    PARAMETER_LIST_LENGTH,
     CheckCondition,
     invalid_in_cdb,
-    invalid_in_list,
 )
-from virtio_py.devices.scsi.unit import (
-    OVERRUN,
-    Access,
-    Key,
-    Operation,
-    Outcome,
-    Task,
-    no_data,
-    parameter_list,
-)
+from virtio_py.devices.scsi.task import OVERRUN, Access, Key, Operation, Outcome, Task, no_data
 from virtio_py.records import Record
 
 MAX_TRANSFER: Final = 16 << 20
 """Bytes of one READ, WRITE or VERIFY."""
 
-MAX_WRITE_SAME: Final = 64 << 20
-"""Bytes that one WRITE SAME fills, and that one UNMAP descriptor takes away."""
 
-MAX_UNMAP_DESCRIPTORS: Final = 64
+class BlockUnit(Protocol):
+    """What these commands need to know of their unit. All that moves data raises OSError."""
 
-unmap_header = Record(
-    "unmap_parameter_list",
-    Struct("data_length" / Int16ub, "descriptors_length" / Int16ub, "reserved" / Int32ub),
-    cite="SBC-3 5.28.2",
-)
-unmap_descriptor = Record(
-    "unmap_block_descriptor", Struct("lba" / Int64ub, "count" / Int32ub, "reserved" / Int32ub), cite="SBC-3 5.28.2"
-)
+    medium: Medium
+    block_size: int
+    protection: Protection | None
+    rotation: int
+
+    @property
+    def blocks(self) -> int:
+        """How many logical blocks there are."""
+
+    @property
+    def thin(self) -> bool:
+        """Whether storage can be given back."""
+
+    @property
+    def device_type(self) -> int:
+        """The peripheral device type."""
+
+    def check_ready(self) -> None:
+        """Raises CheckCondition while the medium cannot be reached."""
+
+    def check_writable(self) -> None:
+        """Raises CheckCondition where nothing may be written."""
+
+    def load(self, offset: int, length: int) -> bytes:
+        """A copy of a range, in bytes."""
+
+    def store(self, lba: int, data: bytes, tuples: bytes | None) -> None:
+        """Stores whole blocks with their protection information, which is made where None is given."""
+
+    def fill(self, offset: int, length: int, pattern: bytes, unmap: bool) -> None:
+        """Fills a range with copies of a block."""
+
+    def stored(self, force: bool) -> None:
+        """Something was written: makes it durable where it has to be at once."""
+
+    def flush(self) -> None:
+        """Commits what was written."""
+
+    def power(self, start: bool) -> None:
+        """Starts or stops the unit."""
 
 
-def _protected(unit: Any, blocks: Blocks) -> None:
+def check_protection(unit: BlockUnit, blocks: Blocks) -> None:
     """Raises CheckCondition where protection is asked for that the unit does not have."""
     if blocks.protect not in CHECKS or (blocks.protect and unit.protection is None):
         raise invalid_in_cdb(1, 7)
 
 
-def _place(unit: Any, blocks: Blocks, limit: int = MAX_TRANSFER) -> tuple[int, int]:
+def place(unit: BlockUnit, blocks: Blocks, limit: int = MAX_TRANSFER) -> tuple[int, int]:
     """(offset, length) in bytes of a range that lies on the medium and is no longer than `limit`."""
     unit.check_ready()
     _in_range(unit, blocks)
     if blocks.number * unit.block_size > limit:
-        raise invalid_in_cdb(_COUNT_FIELD)
+        raise invalid_in_cdb(COUNT_FIELD)
     return blocks.lba * unit.block_size, blocks.number * unit.block_size
 
 
-def _in_range(unit: Any, blocks: Blocks) -> None:
+def _in_range(unit: BlockUnit, blocks: Blocks) -> None:
     # By subtraction: no sum of the initiator's numbers, which a faster language would wrap.
     if blocks.lba >= unit.blocks or blocks.number > unit.blocks - blocks.lba:
         raise CheckCondition(LBA_OUT_OF_RANGE)
 
 
-_COUNT_FIELD: Final = 7
+COUNT_FIELD: Final = 7
 """Where a transfer length begins in a CDB of 10 bytes; in others it is near."""
 
 
 # Reading
 
 
-def _read(unit: Any, task: Task, cdb: Any) -> Outcome | None:
+def _read(unit: BlockUnit, task: Task, cdb: Any) -> Outcome | None:
     blocks = blocks_of(cdb)
-    _protected(unit, blocks)
-    offset, length = _place(unit, blocks)
+    check_protection(unit, blocks)
+    offset, length = place(unit, blocks)
     if blocks.protect and (task.pi_in is None or task.pi_in.remaining < blocks.number * TUPLE):
         return OVERRUN
     if unit.protection is None and not _wants_pi(task, blocks):
@@ -99,11 +118,11 @@ def _wants_pi(task: Task, blocks: Blocks) -> bool:
     return task.pi_in is not None and 0 < blocks.number * TUPLE <= task.pi_in.remaining
 
 
-def _tuples_for_reading(unit: Any, blocks: Blocks, data: bytes) -> bytes:
+def _tuples_for_reading(unit: BlockUnit, blocks: Blocks, data: bytes) -> bytes:
     """Those on the medium, checked; or made here, where only the way to the initiator is protected."""
     if unit.protection is None:
         return generate(data, unit.block_size, blocks.lba)
-    tuples: bytes = unit.protection.load(blocks.lba, blocks.number)
+    tuples = unit.protection.load(blocks.lba, blocks.number)
     verify(data, tuples, unit.block_size, blocks.lba, CHECKS[blocks.protect], unit.protection.type)
     return tuples
 
@@ -111,10 +130,10 @@ def _tuples_for_reading(unit: Any, blocks: Blocks, data: bytes) -> bytes:
 # Writing
 
 
-def _write(unit: Any, task: Task, cdb: Any) -> Outcome | None:
+def _write(unit: BlockUnit, task: Task, cdb: Any) -> Outcome | None:
     blocks = blocks_of(cdb)
-    _protected(unit, blocks)
-    offset, length = _place(unit, blocks)
+    check_protection(unit, blocks)
+    offset, length = place(unit, blocks)
     unit.check_writable()
     if blocks.protect and (task.pi_out is None or task.pi_out.remaining < blocks.number * TUPLE):
         return OVERRUN
@@ -134,16 +153,16 @@ def _tuples_for_writing(task: Task, blocks: Blocks) -> bytes | None:
     return task.pi_out.read(blocks.number * TUPLE)
 
 
-def _store_checked(unit: Any, blocks: Blocks, data: bytes, tuples: bytes | None) -> None:
+def _store_checked(unit: BlockUnit, blocks: Blocks, data: bytes, tuples: bytes | None) -> None:
     kind = unit.protection.type if unit.protection else 1
     if tuples is not None:
         verify(data, tuples, unit.block_size, blocks.lba, CHECKS[blocks.protect], kind)
     unit.store(blocks.lba, data, tuples if blocks.protect else None)
 
 
-def _write_and_verify(unit: Any, task: Task, cdb: Any) -> Outcome | None:
+def _write_and_verify(unit: BlockUnit, task: Task, cdb: Any) -> Outcome | None:
     blocks = blocks_of(cdb)._replace(fua=1)
-    offset, length = _place(unit, blocks)
+    offset, length = place(unit, blocks)
     if cdb.flags.bytchk > 1:
         raise invalid_in_cdb(1, 2)
     sent = task.data_out.views(length)
@@ -161,13 +180,13 @@ def _compare(stored: bytes, sent: bytes) -> None:
         raise CheckCondition(MISCOMPARE, information=at)
 
 
-def _verify(unit: Any, task: Task, cdb: Any) -> None:
+def _verify(unit: BlockUnit, task: Task, cdb: Any) -> None:
     blocks = blocks_of(cdb)
     if blocks.protect not in CHECKS:
         raise invalid_in_cdb(1, 7)
     if cdb.flags.bytchk == 2:
         raise invalid_in_cdb(1, 2)
-    offset, length = _place(unit, blocks)
+    offset, length = place(unit, blocks)
     stored = unit.load(offset, length)
     if unit.protection is not None:
         _tuples_for_reading(unit, blocks, stored)
@@ -177,17 +196,17 @@ def _verify(unit: Any, task: Task, cdb: Any) -> None:
         _compare(stored, task.data_out.read(unit.block_size) * blocks.number)
 
 
-def _verified_bytes(unit: Any, cdb: Any) -> int:
+def _verified_bytes(unit: BlockUnit, cdb: Any) -> int:
     counts = {0: 0, 1: blocks_of(cdb).number, 2: 0, 3: 1}
-    return int(counts[cdb.flags.bytchk] * unit.block_size)
+    return counts[cdb.flags.bytchk] * unit.block_size
 
 
-def _compare_and_write(unit: Any, task: Task, cdb: Any) -> None:
+def _compare_and_write(unit: BlockUnit, task: Task, cdb: Any) -> None:
     blocks = blocks_of(cdb)
-    _protected(unit, blocks)
+    check_protection(unit, blocks)
     if blocks.protect:
         raise invalid_in_cdb(1, 7)
-    offset, length = _place(unit, blocks)
+    offset, length = place(unit, blocks)
     unit.check_writable()
     expected, data = task.data_out.read(length), task.data_out.read(length)
     _compare(unit.load(offset, length), expected)
@@ -195,10 +214,10 @@ def _compare_and_write(unit: Any, task: Task, cdb: Any) -> None:
     unit.stored(bool(blocks.fua))
 
 
-def _exchange(unit: Any, task: Task, cdb: Any) -> None:
+def _exchange(unit: BlockUnit, task: Task, cdb: Any) -> None:
     """XDWRITEREAD: stores the data out, and returns them XORed with what was there before."""
     blocks = blocks_of(cdb)
-    offset, length = _place(unit, blocks)
+    offset, length = place(unit, blocks)
     unit.check_writable()
     before, data = unit.load(offset, length), task.data_out.read(length)
     unit.store(blocks.lba, data, None)
@@ -207,59 +226,7 @@ def _exchange(unit: Any, task: Task, cdb: Any) -> None:
     task.data_in.write(mixed.to_bytes(length, "big"))
 
 
-# Filling and giving back
-
-
-def _write_same(unit: Any, task: Task, cdb: Any) -> None:
-    blocks = blocks_of(cdb)
-    flags = cdb.flags
-    _protected(unit, blocks)
-    if blocks.protect or flags.anchor:
-        raise invalid_in_cdb(1, 7 if blocks.protect else 4)
-    if flags.unmap and not unit.thin:
-        raise invalid_in_cdb(1, 3)
-    if not blocks.number:
-        # WSNZ is set: "to the end of the medium" is not for a CDB to say.
-        raise invalid_in_cdb(_COUNT_FIELD)
-    offset, length = _place(unit, blocks, MAX_WRITE_SAME)
-    unit.check_writable()
-    pattern = bytes(unit.block_size) if getattr(flags, "ndob", 0) else task.data_out.read(unit.block_size)
-    unit.fill(offset, length, pattern, bool(flags.unmap))
-    unit.stored(False)
-
-
-def _same_bytes(unit: Any, cdb: Any) -> int:
-    return 0 if getattr(cdb.flags, "ndob", 0) else int(unit.block_size)
-
-
-def _unmap(unit: Any, task: Task, cdb: Any) -> None:
-    if cdb.flags.anchor:
-        raise invalid_in_cdb(1, 0)
-    data = task.data_out.read(cdb.length)
-    unit.check_writable()
-    ranges = [_place(unit, blocks, MAX_WRITE_SAME) for blocks in _unmap_ranges(data)]
-    # All were judged before the first is carried out, so that a refused list has changed nothing.
-    for offset, length in ranges:
-        unit.fill(offset, length, bytes(unit.block_size), True)
-    unit.stored(False)
-
-
-def _unmap_ranges(data: bytes) -> list[Blocks]:
-    if not data:
-        return []
-    if len(data) < unmap_header.size:
-        raise CheckCondition(PARAMETER_LIST_LENGTH)
-    count = unmap_header.decode(data).descriptors_length // unmap_descriptor.size
-    if unmap_header.size + count * unmap_descriptor.size > len(data):
-        raise CheckCondition(PARAMETER_LIST_LENGTH)
-    if count > MAX_UNMAP_DESCRIPTORS:
-        raise invalid_in_list(2)
-    record = unmap_descriptor
-    found = [record.decode(data, unmap_header.size + n * record.size) for n in range(count)]
-    return [Blocks(one.lba, one.count) for one in found]
-
-
-def _synchronize(unit: Any, task: Task, cdb: Any) -> None:
+def _synchronize(unit: BlockUnit, task: Task, cdb: Any) -> None:
     blocks = blocks_of(cdb)
     unit.check_ready()
     if blocks.lba or blocks.number:
@@ -270,22 +237,18 @@ def _synchronize(unit: Any, task: Task, cdb: Any) -> None:
 # The table
 
 
-def _bytes_of(unit: Any, cdb: Any) -> int:
+def _bytes_of(unit: BlockUnit, cdb: Any) -> int:
     return int(blocks_of(cdb).number * unit.block_size)
 
 
-def _twice(unit: Any, cdb: Any) -> int:
+def _twice(unit: BlockUnit, cdb: Any) -> int:
     return 2 * _bytes_of(unit, cdb)
-
-
-def _thin(unit: Any) -> bool:
-    return bool(unit.thin)
 
 
 _Size = Callable[[Any, Any], int]
 
 
-def _family(
+def family(
     name: str, records: dict[int, Record], run: Any, access: Access, data_in: _Size = no_data, data_out: _Size = no_data
 ) -> dict[Key, Operation]:
     """The operations of one name and several lengths of CDB."""
@@ -299,8 +262,8 @@ def _family(
 
 READING: Final[dict[Key, Operation]] = {
     (Opcode.READ_6, None): Operation("READ (6)", cdbs.read_write_6, _read, _bytes_of, access=Access.READ),
-    **_family("READ", cdbs.read, _read, Access.READ, _bytes_of),
-    **_family("VERIFY", cdbs.verify, _verify, Access.READ, data_out=_verified_bytes),
+    **family("READ", cdbs.read, _read, Access.READ, _bytes_of),
+    **family("VERIFY", cdbs.verify, _verify, Access.READ, data_out=_verified_bytes),
 }
 
 _AND_VERIFY: Final = {size: cdbs.verify[size] for size in (10, 16)}
@@ -308,17 +271,13 @@ _SYNCHRONIZE: Final = {size: cdbs.synchronize_cache[size] for size in (10, 16)}
 
 WRITING: Final[dict[Key, Operation]] = {
     (Opcode.WRITE_6, None): Operation("WRITE (6)", cdbs.read_write_6, _write, no_data, _bytes_of, Access.WRITE),
-    **_family("WRITE", cdbs.write, _write, Access.WRITE, data_out=_bytes_of),
-    **_family("WRITE_AND_VERIFY", _AND_VERIFY, _write_and_verify, Access.WRITE, data_out=_bytes_of),
-    **_family("WRITE_SAME", cdbs.write_same, _write_same, Access.WRITE, data_out=_same_bytes),
-    **_family("SYNCHRONIZE_CACHE", _SYNCHRONIZE, _synchronize, Access.WRITE),
+    **family("WRITE", cdbs.write, _write, Access.WRITE, data_out=_bytes_of),
+    **family("WRITE_AND_VERIFY", _AND_VERIFY, _write_and_verify, Access.WRITE, data_out=_bytes_of),
+    **family("SYNCHRONIZE_CACHE", _SYNCHRONIZE, _synchronize, Access.WRITE),
     (Opcode.COMPARE_AND_WRITE, None): Operation(
         "COMPARE AND WRITE", cdbs.compare_and_write, _compare_and_write, no_data, _twice, Access.WRITE
     ),
     (Opcode.XDWRITEREAD_10, None): Operation(
         "XDWRITEREAD (10)", cdbs.write[10], _exchange, _bytes_of, _bytes_of, Access.WRITE
-    ),
-    (Opcode.UNMAP, None): Operation(
-        "UNMAP", cdbs.unmap, _unmap, data_out=parameter_list, access=Access.WRITE, when=_thin
     ),
 }

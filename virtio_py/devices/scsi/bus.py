@@ -16,7 +16,8 @@ from virtio_py.devices.scsi.layout import (
     encode_lun,
     single_level_lun,
 )
-from virtio_py.devices.scsi.unit import LogicalUnit, Nexus
+from virtio_py.devices.scsi.task import Nexus
+from virtio_py.devices.scsi.unit import LogicalUnit
 from virtio_py.devices.scsi.wellknown import AbsentUnit, WellKnownUnit
 from virtio_py.errors import UsageError
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from virtio_py.devices.scsi import cdb as cdbs
-from virtio_py.devices.scsi.blocks import unmap_descriptor, unmap_header
 from virtio_py.devices.scsi.cdb import Opcode, PrOut, ServiceAction
-from virtio_py.devices.scsi.disk import capacity_16
-from virtio_py.devices.scsi.reservations import pr_out_parameters
+from virtio_py.devices.scsi.filling import unmap_descriptor, unmap_header
+from virtio_py.devices.scsi.reserve import pr_out_parameters
+from virtio_py.devices.scsi.sbc import capacity_16
 from virtio_py.devices.scsi.vpd import standard_inquiry
-from virtio_py.errors import UsageError
+from virtio_py.errors import RequestError
 from virtio_py.records import Record
 
 _BY_SIZE: Final = {"READ": cdbs.read, "WRITE": cdbs.write, "VERIFY": cdbs.verify}
@@ -147,7 +147,7 @@ def get_event_status(size: int = 8, classes: int = 0x10) -> bytes:
 
 
 def parse_inquiry(data: bytes) -> Inquiry:
-    """Standard INQUIRY data, which an older unit makes shorter. Raises UsageError for less than 5 bytes."""
+    """Standard INQUIRY data, which an older unit makes shorter. Raises RequestError for less than 5 bytes."""
     values = _decode(standard_inquiry, data, 5)
     texts = (getattr(values, name).decode("ascii", "replace").strip() for name in ("vendor", "product", "revision"))
     peripheral = values.peripheral
@@ -178,5 +178,5 @@ def lun_number(lun: bytes) -> int | None:
 
 def _decode(record: Record, data: bytes, least: int) -> Any:
     if len(data) < least:
-        raise UsageError(f"{record.name}: {len(data)} bytes are too few")
+        raise RequestError(f"{record.name}: {len(data)} bytes are too few")
     return record.decode(data.ljust(record.size, b"\0"))

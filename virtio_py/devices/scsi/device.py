@@ -40,7 +40,9 @@ from virtio_py.devices.scsi.layout import (
 )
 from virtio_py.devices.scsi.requests import Request, read_request
 from virtio_py.devices.scsi.sense import DEVICE_RESET, LUNS_CHANGED, Condition
-from virtio_py.devices.scsi.unit import LogicalUnit, Nexus, Outcome, Task
+from virtio_py.devices.scsi.task import Nexus, Outcome, Task
+from virtio_py.devices.scsi.tasks import TaskSet
+from virtio_py.devices.scsi.unit import LogicalUnit
 from virtio_py.errors import UsageError
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
@@ -76,14 +78,13 @@ class ScsiDevice(Device):
     queue_size: int = field(default=256, kw_only=True)
     cmd_per_lun: int = field(default=128, validator=validators.ge(1), kw_only=True)
     seg_max: int = field(default=254, kw_only=True)
-    max_sectors: int = field(default=0xFFFF, kw_only=True)
+    max_sectors: int = field(default=32768, kw_only=True)
     initiator: str = field(default="virtio-py", kw_only=True)
     watches: Sequence[Watch] = field(default=(), kw_only=True)
     subscriptions: dict[Address, int] = field(factory=dict, init=False)
     nexus: Nexus = field(init=False)
     _bus: Bus = field(init=False)
-    _active: list[Request] = field(factory=list, init=False)
-    _held: list[tuple[Chain, list[Request]]] = field(factory=list, init=False)
+    _tasks: TaskSet = field(init=False)
     _events: EventQueue = field(factory=EventQueue, init=False)
     _sense_size: int = field(default=DEFAULT_SENSE_SIZE, init=False)
     _cdb_size: int = field(default=DEFAULT_CDB_SIZE, init=False)
@@ -93,6 +94,7 @@ class ScsiDevice(Device):
     def __attrs_post_init__(self) -> None:
         self.nexus = Nexus(self.initiator)
         self._bus = Bus(self.nexus)
+        self._tasks = TaskSet(self._settled)
         # A value that its field cannot hold is to be refused here, not when a driver comes and reads.
         self.read_config()
 
@@ -154,7 +156,7 @@ class ScsiDevice(Device):
         """Takes a unit away; its tasks end with TRANSPORT_FAILURE. Raises UsageError where there is none."""
         address = Address(target, lun)
         unit = self._bus.remove(address)
-        self._finish_all(self.active(target, lun), ScsiResponse.TRANSPORT_FAILURE)
+        self._tasks.end(self.active(target, lun), ScsiResponse.TRANSPORT_FAILURE)
         unit.leave(self.nexus)
         unit.watchers.remove(self._changed)
         self.subscriptions.pop(address, None)
@@ -171,7 +173,7 @@ class ScsiDevice(Device):
     def hard_reset(self, target: int, lun: int) -> None:
         """Resets a unit on the operator's behalf; its tasks end with RESET, and the driver is told."""
         address = Address(target, lun)
-        self._finish_all(self.active(target, lun), ScsiResponse.RESET)
+        self._tasks.end(self.active(target, lun), ScsiResponse.RESET)
         self._bus.get(address).reset(DEVICE_RESET)
         self._transport_reset(address, ResetReason.HARD)
 
@@ -216,38 +218,22 @@ class ScsiDevice(Device):
 
     def busy(self) -> bool:
         """Whether a command is under way."""
-        return bool(self._active)
+        return not self._tasks.empty
 
     def queue_reset(self, index: int) -> None:
         """The buffers of one queue are the driver's again: its tasks are aborted, its events find no room."""
         if index == EVENTQ:
             self._events.forget()
-        self._drop([request for request in self._active if request.chain.queue.index == index])
-        self._held = [(chain, waiting) for chain, waiting in self._held if chain.queue.index != index]
-
-    def _drop(self, requests: list[Request]) -> None:
-        for request in requests:
-            if request.task is not None and request.unit is not None:
-                request.unit.abort(request.task)
-            self._forget(request)
-
-    def _forget(self, request: Request) -> None:
-        """A task is over, whatever became of it: functions that waited for it go on."""
-        self._active.remove(request)
-        for held in list(self._held):
-            chain, waiting = held
-            if request in waiting:
-                waiting.remove(request)
-            if not waiting:
-                self._held.remove(held)
-                chain.complete()
+        self._tasks.release(index)
+        self._tasks.drop(self._tasks.of_queue(index))
 
     def reset(self) -> None:
         """Tasks are aborted, sizes are the defaults; units keep what they store, and who has registered with them."""
-        self._held.clear()
-        self._drop(list(self._active))
+        self._tasks.drop()
         self._events.reset()
         self.subscriptions.clear()
+        for unit in self.units.values():
+            unit.initiator_gone(self.nexus)
         self._negotiated, self._end = 0, None
         self._sense_size, self._cdb_size = DEFAULT_SENSE_SIZE, DEFAULT_CDB_SIZE
 
@@ -270,8 +256,7 @@ class ScsiDevice(Device):
         if outcome is not None:
             request.respond(outcome)
             return
-        chain.defer()
-        self._active.append(request)
+        self._tasks.add(request)
 
     def _start(self, request: Request) -> Outcome | None:
         """Gives a command to its unit; the outcome, or None while it is under way."""
@@ -291,7 +276,7 @@ class ScsiDevice(Device):
             request.pi_out,
             request.pi_in,
             partial(self._bus.luns, address),
-            self._task_finished,
+            self._tasks.finish,
         )
         return request.unit.execute(request.task)
 
@@ -299,45 +284,15 @@ class ScsiDevice(Device):
 
     def active(self, target: int, lun: int | None = None) -> list[Request]:
         """The tasks of a unit, or of a whole target, that are not finished, oldest first."""
-        return [
-            request
-            for request in self._active
-            if request.address is not None and request.address.target == target and lun in (None, request.address.lun)
-        ]
+        return self._tasks.of(target, lun)
 
     def end_tasks(self, requests: list[Request], response: ScsiResponse, chain: Chain) -> None:
         """Ends tasks with a response, for a task management function whose own chain is `chain`."""
         # With VIRTIO_F_IN_ORDER a queue keeps back what comes before its turn: the function waits for that turn too.
-        waiting = self._before(requests) if self.has(Feature.IN_ORDER) else []
-        self._finish_all(requests, response)
-        if waiting:
-            chain.defer()
-            self._held.append((chain, waiting))
+        waiting = self._tasks.before(requests) if self.has(Feature.IN_ORDER) else []
+        self._tasks.end(requests, response)
+        self._tasks.hold(chain, waiting)
 
-    def _before(self, requests: list[Request]) -> list[Request]:
-        """The tasks that are not among these, and keep one of them from its turn."""
-        last = {request.chain.queue.index: n for n, request in enumerate(self._active) if request in requests}
-        return [
-            request
-            for n, request in enumerate(self._active)
-            if request not in requests and n < last.get(request.chain.queue.index, 0)
-        ]
-
-    def _finish_all(self, requests: list[Request], response: ScsiResponse) -> None:
-        for request in requests:
-            if request.unit is not None and request.task is not None:
-                request.unit.abort(request.task)
-            self._finish(request, Outcome(response=response))
-
-    def _task_finished(self, task: Task, outcome: Outcome) -> None:
-        for request in self._active:
-            if request.task is task:
-                self._finish(request, outcome)
-                return
-
-    def _finish(self, request: Request, outcome: Outcome) -> None:
-        request.respond(outcome)
-        request.chain.complete()
-        self._forget(request)
+    def _settled(self) -> None:
         if self._end is not None:
             self._end.settled()

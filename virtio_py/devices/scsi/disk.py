@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from attrs import Attribute, define, field
-from construct import Bytes, Int8ub, Int16ub, Int32ub, Int64ub, Struct
 
 from virtio_py.devices.blk.media import Medium
-from virtio_py.devices.scsi import blocks, modes, reservations
+from virtio_py.devices.scsi import blocks, filling, modes, reserve
 from virtio_py.devices.scsi import cdb as cdbs
 from virtio_py.devices.scsi.cdb import Opcode, ServiceAction
 from virtio_py.devices.scsi.modes import ModePages, mode_page
 from virtio_py.devices.scsi.protection import TUPLE, Protection, generate
 from virtio_py.devices.scsi.reservations import Reservations
+from virtio_py.devices.scsi.sbc import (
+    capacity_bytes,
+    characteristics,
+    extended,
+    limits,
+    provisioning,
+    read_capacity_10,
+    read_capacity_16,
+    standard,
+    start_stop,
+)
 from virtio_py.devices.scsi.sense import (
     CAPACITY_CHANGED,
     DEVICE_RESET,
@@ -24,7 +34,6 @@ from virtio_py.devices.scsi.sense import (
     WRITE_PROTECTED,
     CheckCondition,
     Condition,
-    invalid_in_cdb,
 )
 from virtio_py.devices.scsi.spc import (
     BASE,
@@ -33,19 +42,9 @@ from virtio_py.devices.scsi.spc import (
     inquire,
     log_pages,
 )
-from virtio_py.devices.scsi.unit import Access, Key, LogicalUnit, Operation, Task, allocation
-from virtio_py.devices.scsi.vpd import (
-    SAM_5_VERSION,
-    SBC_3_VERSION,
-    SPC_4_VERSION,
-    block_characteristics,
-    block_limits,
-    block_provisioning,
-    extended_inquiry,
-    inquiry_data,
-)
+from virtio_py.devices.scsi.task import Access, Key, Operation, Task, allocation
+from virtio_py.devices.scsi.unit import LogicalUnit
 from virtio_py.errors import UsageError
-from virtio_py.records import Record, Register
 
 _WCE, _D_SENSE, _SWP = (modes.CACHING, 2, 2), (modes.CONTROL, 2, 2), (modes.CONTROL, 4, 3)
 """(page, byte, bit) of WRITE CACHE ENABLE, descriptor format sense data, software write protect."""
@@ -56,21 +55,6 @@ _PAGES: Final = (
     # Unrestricted reordering; a task is never kept for longer than there is patience.
     mode_page(modes.CONTROL, 12, {3: 0x10}, {2: 0x04, 4: 0x08}),
     mode_page(modes.EXCEPTIONS, 12, {}, {}),
-)
-
-capacity_10 = Record("read_capacity_10_data", Struct("last_lba" / Int32ub, "block_size" / Int32ub), cite="SBC-3 5.12.2")
-
-capacity_16 = Record(
-    "read_capacity_16_data",
-    Struct(
-        "last_lba" / Int64ub,
-        "block_size" / Int32ub,
-        "protection" / Register(Int8ub, prot_en=1, p_type=3, reserved=4),
-        "exponents" / Register(Int8ub, physical_block=4, p_i=4),
-        "provisioning" / Register(Int16ub, lowest_aligned_lba=14, lbprz=1, lbpme=1),
-        "reserved" / Bytes(16),
-    ),
-    cite="SBC-3 5.13.2",
 )
 
 
@@ -218,98 +202,32 @@ class ScsiDisk(LogicalUnit):
             self.notify(CAPACITY_CHANGED)
 
 
-def _standard(unit: ScsiDisk) -> bytes:
-    versions = (SAM_5_VERSION, SPC_4_VERSION, SBC_3_VERSION)
-    return inquiry_data(unit, versions, protection={"protect": int(unit.protection is not None)})
-
-
-def _extended(unit: ScsiDisk) -> bytes:
-    # SPT 0 is type 1 alone, 4 is type 3 alone.
-    kind = 4 if unit.protection and unit.protection.type == 3 else 0
-    checks = {"grd_chk": 1, "ref_chk": 1, "spt": kind} if unit.protection else {}
-    return extended_inquiry.encode(
-        checks=checks, attributes={"simpsup": 1, "headsup": 1, "ordsup": 1}, caches={"v_sup": 1}
-    )
-
-
-def _limits(unit: ScsiDisk) -> bytes:
-    most_same = blocks.MAX_WRITE_SAME // unit.block_size
-    return block_limits.encode(
-        flags={"wsnz": 1},
-        maximum_compare_and_write_length=255,
-        maximum_transfer_length=blocks.MAX_TRANSFER // unit.block_size,
-        maximum_unmap_lba_count=most_same if unit.thin else 0,
-        maximum_unmap_block_descriptor_count=blocks.MAX_UNMAP_DESCRIPTORS if unit.thin else 0,
-        optimal_unmap_granularity=max(4096 // unit.block_size, 1) if unit.thin else 0,
-        maximum_write_same_length=most_same,
-    )
-
-
-def _characteristics(unit: ScsiDisk) -> bytes:
-    return block_characteristics.encode(medium_rotation_rate=unit.rotation, flags={"fuab": 1})
-
-
-def _provisioning(unit: ScsiDisk) -> bytes:
-    flags = {"lbpu": 1, "lbpws": 1, "lbpws10": 1, "lbprz": 1} if unit.thin else {}
-    return block_provisioning.encode(flags=flags, provisioning={"type": 2 if unit.thin else 0})
-
-
-def _read_capacity_10(unit: ScsiDisk, task: Task, cdb: Any) -> None:
-    unit.check_ready()
-    last = min(max(unit.blocks - 1, 0), 0xFFFFFFFF)
-    task.reply(capacity_10.encode(last_lba=last, block_size=unit.block_size), capacity_10.size)
-
-
-def _read_capacity_16(unit: ScsiDisk, task: Task, cdb: Any) -> None:
-    unit.check_ready()
-    guarded = {"prot_en": 1, "p_type": unit.protection.type - 1} if unit.protection else {}
-    data = capacity_16.encode(
-        last_lba=max(unit.blocks - 1, 0),
-        block_size=unit.block_size,
-        protection=guarded,
-        provisioning={"lbpme": int(unit.thin), "lbprz": int(unit.thin)},
-    )
-    task.reply(data, cdb.allocation)
-
-
-def _start_stop(unit: ScsiDisk, task: Task, cdb: Any) -> None:
-    # Power conditions other than START_VALID are managed by the unit itself, which has none.
-    if cdb.power.condition or cdb.power.loej:
-        raise invalid_in_cdb(4, 7 if cdb.power.condition else 1)
-    unit.power(bool(cdb.power.start))
-
-
-def _capacity_bytes(unit: Any, cdb: Any) -> int:
-    return capacity_10.size
-
-
 _VPD: Final = {
     **IDENTIFICATION_PAGES,
-    0x86: _extended,
-    0xB0: _limits,
-    0xB1: _characteristics,
-    0xB2: _provisioning,
+    0x86: extended,
+    0xB0: limits,
+    0xB1: characteristics,
+    0xB2: provisioning,
 }
 
 ScsiDisk.operations = {
     **BASE,
     **modes.OPERATIONS,
-    **reservations.OPERATIONS,
+    **reserve.OPERATIONS,
     **blocks.READING,
     **blocks.WRITING,
+    **filling.OPERATIONS,
     (Opcode.INQUIRY, None): Operation(
-        "INQUIRY", cdbs.inquiry, inquire(_standard, _VPD), allocation, deferred_attention=True
+        "INQUIRY", cdbs.inquiry, inquire(standard, _VPD), allocation, deferred_attention=True
     ),
     (Opcode.LOG_SENSE, None): Operation(
         "LOG SENSE", cdbs.log_sense, log_pages({0x2F: informational_exceptions}), allocation
     ),
     (Opcode.READ_CAPACITY_10, None): Operation(
-        "READ CAPACITY (10)", cdbs.read_capacity_10, _read_capacity_10, _capacity_bytes
+        "READ CAPACITY (10)", cdbs.read_capacity_10, read_capacity_10, capacity_bytes
     ),
     (Opcode.SERVICE_ACTION_IN_16, ServiceAction.SERVICE_ACTION_IN_16_READ_CAPACITY_16): Operation(
-        "READ CAPACITY (16)", cdbs.read_capacity_16, _read_capacity_16, allocation
+        "READ CAPACITY (16)", cdbs.read_capacity_16, read_capacity_16, allocation
     ),
-    (Opcode.START_STOP_UNIT, None): Operation(
-        "START STOP UNIT", cdbs.start_stop_unit, _start_stop, access=Access.WRITE
-    ),
+    (Opcode.START_STOP_UNIT, None): Operation("START STOP UNIT", cdbs.start_stop_unit, start_stop, access=Access.WRITE),
 }

@@ -17,7 +17,7 @@ from virtio_py.devices.scsi.sense import (
     invalid_in_cdb,
     invalid_in_list,
 )
-from virtio_py.devices.scsi.unit import Access, Key, Operation, Task, allocation, parameter_list
+from virtio_py.devices.scsi.task import Access, Key, Operation, Task, allocation, parameter_list
 
 ERROR_RECOVERY, CACHING, CONTROL, EXCEPTIONS, CAPABILITIES, ALL_PAGES = 0x01, 0x08, 0x0A, 0x1C, 0x2A, 0x3F
 ALL_SUBPAGES: Final = 0xFF

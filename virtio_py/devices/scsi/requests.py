@@ -13,7 +13,8 @@ from virtio_py.devices.scsi.layout import (
     virtio_scsi_req_pi,
     virtio_scsi_resp_cmd,
 )
-from virtio_py.devices.scsi.unit import LogicalUnit, Outcome, Task
+from virtio_py.devices.scsi.task import Outcome, Task
+from virtio_py.devices.scsi.unit import LogicalUnit
 from virtio_py.errors import RequestError
 from virtio_py.rings.chain import Chain, Reader, Writer
 

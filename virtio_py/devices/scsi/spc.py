@@ -10,7 +10,8 @@ from construct import Int8ub, Int16ub, Int32ub, Struct
 from virtio_py.devices.scsi import cdb as cdbs
 from virtio_py.devices.scsi.cdb import Opcode, ServiceAction
 from virtio_py.devices.scsi.sense import LUNS_CHANGED, CheckCondition, invalid_in_cdb
-from virtio_py.devices.scsi.unit import Key, LogicalUnit, Operation, Task, allocation
+from virtio_py.devices.scsi.task import Key, Operation, Task, allocation
+from virtio_py.devices.scsi.unit import LogicalUnit
 from virtio_py.devices.scsi.vpd import identification, page
 from virtio_py.records import Record, Register
 

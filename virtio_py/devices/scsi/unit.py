@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
-from typing import Any, ClassVar, Final
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Final
 
-from attrs import define, field, frozen
+from attrs import define, field
 
-from virtio_py.devices.scsi.cdb import Opcode, usage
+from virtio_py.devices.scsi.cdb import Opcode
 from virtio_py.devices.scsi.layout import AsyncEvent, ScsiResponse
 from virtio_py.devices.scsi.sense import (
     DEVICE_RESET,
@@ -32,111 +31,11 @@ from virtio_py.devices.scsi.sense import (
     encode_sense,
     invalid_in_cdb,
 )
-from virtio_py.records import Record
-from virtio_py.rings.chain import Reader, Writer
+from virtio_py.devices.scsi.task import CONFLICT, GOOD, OVERRUN, Access, Key, Nexus, Operation, Outcome, Task
 
 MAX_ATTENTIONS: Final = 16
 """How many unit attentions are kept for an initiator; it learns nothing from more."""
 
-
-@frozen(eq=False)
-class Nexus:
-    """An initiator as a logical unit sees it. Two with the same name are two; the name is for reports."""
-
-    name: str = "virtio-py"
-
-
-@frozen
-class Outcome:
-    """How a command ended: the transport's response, and if that is OK the status with its sense data."""
-
-    status: int = ScsiStatus.GOOD
-    sense: bytes = b""
-    response: int = ScsiResponse.OK
-
-
-GOOD: Final = Outcome()
-CONFLICT: Final = Outcome(ScsiStatus.RESERVATION_CONFLICT)
-OVERRUN: Final = Outcome(response=ScsiResponse.OVERRUN)
-
-
-@define(eq=False)
-class Task:
-    """A command on its way.
-
-    data_out, data_in: what the initiator sends, and the room for what it wants
-    pi_out, pi_in:     protection information beside the data; None where the transport carries none
-    luns:              the 8-byte LUNs of all units of the same target
-    on_finish:         called with a task that was not answered at once, and its outcome
-    """
-
-    nexus: Nexus
-    cdb: bytes
-    data_out: Reader = field(factory=lambda: Reader([]))
-    data_in: Writer = field(factory=lambda: Writer([]))
-    pi_out: Reader | None = None
-    pi_in: Writer | None = None
-    luns: Callable[[], Sequence[bytes]] = list
-    on_finish: Callable[[Task, Outcome], None] = field(default=lambda task, outcome: None, repr=False)
-
-    def reply(self, data: bytes, allocation: int) -> None:
-        """Data in, cut to the allocation length of the CDB."""
-        self.data_in.write(data[:allocation])
-
-    def finish(self, outcome: Outcome) -> None:
-        """Ends a task for which `execute` returned None. One that was aborted in between is not ended again."""
-        self.on_finish(self, outcome)
-
-
-class Access(Enum):
-    """How a command stands to a persistent reservation that another initiator holds (SPC-4, table 65)."""
-
-    ALLOWED = "never in conflict"
-    READ = "in conflict with an exclusive access reservation"
-    WRITE = "in conflict with any reservation"
-
-
-def no_data(unit: Any, cdb: Any) -> int:
-    """No bytes are transferred."""
-    return 0
-
-
-def allocation(unit: Any, cdb: Any) -> int:
-    """The bytes of the CDB's allocation length."""
-    return int(cdb.allocation)
-
-
-def parameter_list(unit: Any, cdb: Any) -> int:
-    """The bytes of the CDB's parameter list length."""
-    return int(cdb.length)
-
-
-@frozen
-class Operation:
-    """A command that a unit carries out.
-
-    run(unit, task, cdb): does it; raises CheckCondition, OSError. None is GOOD.
-    data_in, data_out:    how many bytes the CDB requires of the buffers
-    when(unit):           whether this unit has it
-    deferred_attention:   it is carried out although a unit attention waits, which then waits on
-    """
-
-    name: str
-    cdb: Record
-    run: Callable[[Any, Task, Any], Outcome | None]
-    data_in: Callable[[Any, Any], int] = no_data
-    data_out: Callable[[Any, Any], int] = no_data
-    access: Access = Access.ALLOWED
-    when: Callable[[Any], bool] = lambda unit: True
-    deferred_attention: bool = False
-    usage: bytes = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "usage", usage(self.cdb))
-
-
-Key = tuple[int, int | None]
-"""An operation code and its service action, None where it has none."""
 
 _LUN_BITS: Final = 0xE0
 
@@ -283,6 +182,9 @@ class LogicalUnit:
         return self.check(CheckCondition(_CONDITIONS.get(number, default)))
 
     # Task management
+
+    def initiator_gone(self, nexus: Nexus) -> None:
+        """The initiator has reset its side, and knows nothing of what it had asked for."""
 
     def abort(self, task: Task) -> None:
         """A task that is not finished never will be: its buffers must not be touched any more."""

@@ -11,7 +11,8 @@ from virtio_py.devices.scsi import cdb as cdbs
 from virtio_py.devices.scsi.cdb import Opcode
 from virtio_py.devices.scsi.sense import LUN_NOT_SUPPORTED, CheckCondition, Condition
 from virtio_py.devices.scsi.spc import BASE, IDENTIFICATION_PAGES, inquire
-from virtio_py.devices.scsi.unit import Key, LogicalUnit, Nexus, Operation, allocation
+from virtio_py.devices.scsi.task import Key, Nexus, Operation, allocation
+from virtio_py.devices.scsi.unit import LogicalUnit
 from virtio_py.devices.scsi.vpd import SAM_5_VERSION, SPC_4_VERSION, inquiry_data, standard_inquiry
 
 
