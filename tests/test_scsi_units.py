@@ -329,6 +329,14 @@ def test_supported_operation_codes_are_those_that_are_carried_out() -> None:
         assert condition(unit, wrong, room=256) == sense.INVALID_FIELD_IN_CDB
 
 
+def test_report_luns_needs_room_for_one() -> None:
+    for size, select in ((15, 0), (16, 3)):
+        assert condition(disk(), commands.report_luns(size, select), room=16) == sense.INVALID_FIELD_IN_CDB
+    assert good(disk(), commands.report_luns(16, 1), room=16) == bytes(
+        [0, 0, 0, 8, 0, 0, 0, 0, 0xC1, 1, 0, 0, 0, 0, 0, 0]
+    )
+
+
 def test_log_pages() -> None:
     unit = disk()
     assert good(unit, bytes([0x4D, 0, 0x40, 0, 0, 0, 0, 0, 255, 0]), room=255) == bytes([0, 0, 0, 2, 0, 0x2F])
