@@ -221,6 +221,9 @@ def test_the_mtu_counts_for_frames_and_not_for_what_is_still_to_be_segmented(vla
 @pytest.mark.clause("net.device.incoming-packets.28")
 @pytest.mark.clause("net.device.incoming-packets.30")
 @pytest.mark.clause("net.device.incoming-packets.31")
+@pytest.mark.clause("net-ipsec.device.incoming-packets.16")
+@pytest.mark.clause("net-ipsec.device.incoming-packets.39")
+@pytest.mark.clause("net-ipsec.device.incoming-packets.42")
 @given(features=st.integers(0, ALL_FEATURES), flags=st.integers(0, 255), gso=st.booleans())
 def test_a_received_header_says_what_the_driver_can_take(features: int, flags: int, gso: bool) -> None:
     features &= ALL_FEATURES & ~mask(_F.CTRL_VLAN, _F.CTRL_RX)
@@ -232,7 +235,8 @@ def test_a_received_header_says_what_the_driver_can_take(features: int, flags: i
     while driver.receive(timeout=0) is not None:
         header = driver.last_header
         assert driver.has(_F.GUEST_CSUM) or header.flags == 0
-        assert not header.flags & HdrFlag.RSC_INFO
+        assert not header.flags & (HdrFlag.RSC_INFO | HdrFlag.SECURITY | HdrFlag.SECURITY_ERR)
+        assert header.outer_nh_offset == 0
         if header.gso_type:
             assert header.flags == HdrFlag.NEEDS_CSUM
             assert (header.gso_size, header.hdr_len, header.csum_start, header.csum_offset) == (500, 54, 34, 16)
@@ -610,6 +614,8 @@ def test_no_receive_buffer_is_lost_or_used_twice(sizes: list[int], lengths: list
 @pytest.mark.clause("net.device.packet-transmission.2")
 @pytest.mark.clause("net.device.packet-transmission.6")
 @pytest.mark.clause("net.device.packet-transmission.7")
+@pytest.mark.clause("net-ipsec.device.packet-transmission.4")
+@pytest.mark.clause("net-ipsec.device.packet-transmission.15")
 def test_any_header_is_sent_or_dropped(fields: dict[str, int]) -> None:
     """A15."""
     fields = {name: value & 255 if name in ("flags", "gso_type") else value for name, value in fields.items()}

@@ -180,6 +180,7 @@ def test_receive_buffers(mtu: int | None, features: int) -> None:
 @pytest.mark.clause("net.driver.packet-transmission.45")
 @pytest.mark.clause("net-tunnel.driver.packet-transmission.17")
 @pytest.mark.clause("net-tunnel.driver.packet-transmission.22")
+@pytest.mark.clause("net-tunnel.driver.packet-transmission.24")
 @pytest.mark.clause("net-tunnel.driver.packet-transmission.25")
 @given(
     features=st.integers(0, ALL_FEATURES),
@@ -207,7 +208,8 @@ def test_every_header_is_one_that_the_device_may_be_sent(
         assert header.num_buffers == 0
         assert not header.flags & (HdrFlag.DATA_VALID | HdrFlag.RSC_INFO)
         assert not header.gso_type & TUNNEL
-        assert not header.flags & HdrFlag.UDP_TUNNEL_CSUM
+        assert not header.flags & (HdrFlag.UDP_TUNNEL_CSUM | HdrFlag.SECURITY)
+        assert (header.outer_nh_offset, header.resource_id, header.resource_type) == (0, 0, 0)
         kind_sent = Gso(header.gso_type & ~GsoFlag.ECN)
         if not driver.has(_F.CSUM):
             assert (header.flags, kind_sent) == (0, Gso.NONE)
