@@ -23,6 +23,7 @@ from tests.test_vhost_user_frontend import PROTOCOLS, P
 from tests.test_vhost_user_server import open_fds
 from tests.vhost_user_socket import await_
 from virtio_py.device import Device
+from virtio_py.devices.blk.batch import Ask, BatchingBlkDriver
 from virtio_py.devices.blk.device import BlkDevice
 from virtio_py.devices.blk.driver import BlkDriver
 from virtio_py.devices.blk.media import MemoryMedium
@@ -256,32 +257,40 @@ def test_a_request_that_a_dead_back_end_left_is_served_by_the_next(program: Prog
 
 @pytest.mark.parametrize("layout", LAYOUT)
 def test_writes_go_on_while_back_ends_are_killed(program: Program, layout: str) -> None:
-    """A driver with patience sees nothing; every write that returned is on the disk."""
+    """A driver with patience sees nothing; every write that completed is on the disk."""
     with contextlib.closing(first_connection(program, patience=60)) as transport:
-        driver = BlkDriver(transport, features=(1 << 33) - 1 & ~(1 << 17) | LAYOUT[layout]).start()
-        stop = threading.Event()
+        driver = BatchingBlkDriver(transport, features=(1 << 33) - 1 & ~(1 << 17) | LAYOUT[layout]).start()
+        stop, done = threading.Event(), [0]
 
         def murder() -> None:
-            for wait in (0.05, 0.11, 0.02, 0.07):
-                time.sleep(wait)
+            for seconds in (0.05, 0.11, 0.02, 0.07):
+                time.sleep(seconds)
                 program.kill()
                 program.start()
                 # Until it serves us again, there is nobody worth killing.
-                seen = number[0]
-                await_(lambda seen=seen: number[0] > seen + 2, "progress", 60)  # type: ignore[misc]
+                seen = done[0]
+                await_(lambda seen=seen: done[0] > seen + 2 * BATCH, "progress", 60)  # type: ignore[misc]
             stop.set()
 
-        number = [0]
         killer = threading.Thread(target=murder)
         killer.start()
         while not stop.is_set():
-            driver.write(number[0] % 2048, number[0].to_bytes(8, "little") * 64)
-            number[0] += 1
+            asks = [Ask.write(n % 2048, stamp(n)) for n in range(done[0], done[0] + BATCH)]
+            for ticket in driver.run(asks, timeout=60):
+                ticket.result()
+            done[0] += BATCH
         killer.join()
         driver.flush()
-        last = number[0] - 1
-        for n in range(max(0, last - 2047), last + 1):
-            assert driver.read(n % 2048, 1) == n.to_bytes(8, "little") * 64
+        for n in range(max(0, done[0] - 2048), done[0]):
+            assert driver.read(n % 2048, 1) == stamp(n)
+
+
+BATCH = 24
+
+
+def stamp(n: int) -> bytes:
+    """A sector's worth of a number."""
+    return n.to_bytes(8, "little") * 64
 
 
 # Back-ends that lie --------------------------------------------------------------------------------------------------
