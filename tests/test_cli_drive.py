@@ -45,6 +45,8 @@ def test_a_disk_is_written_and_read(tmp_path: Path) -> None:
         assert set(packed["features"]) - set(split["features"]) == {"RING_PACKED"}
         assert b"capacity" in drive(*where, "info").stdout
         assert b" IOPS, " in drive(*where, "bench", "--seconds", "0.1", "--block-size", "1K").stdout
+        deep = drive(*where, "bench", "--seconds", "0.1", "--queue-depth", "16", "--json")
+        assert json.loads(deep.stdout)["requests"] >= 16
         for bad in (
             ["read", "--offset", "2M"],
             ["read", "--length", "-1"],
@@ -52,7 +54,7 @@ def test_a_disk_is_written_and_read(tmp_path: Path) -> None:
             ["write", "--offset", "1M"],
             ["write", "--input", str(tmp_path / "nowhere")],
             ["bench", "--block-size", "100"],
-            ["bench", "--queue-depth", "2"],
+            ["bench", "--queue-depth", "0"],
         ):
             done = drive(*where, *bad, data=bytes(512))
             assert done.returncode == 2, bad

@@ -111,7 +111,6 @@ NUMBERS = {
     "compiled.py": {"_LINE_PAIR"},  # bytes of two cache lines
     "places.py": {"CACHE_LINE"},
     "half.py": {"MAX_CHAIN"},  # descriptors
-    "rewind.py": {"_FREE_RUNNING"},  # the mask of a 16-bit index
 }
 
 

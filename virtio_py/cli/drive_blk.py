@@ -15,6 +15,7 @@ from virtio_py.cli.drive_common import Action, Kind, add_json, byte_count, print
 from virtio_py.errors import UsageError
 
 if TYPE_CHECKING:
+    from virtio_py.devices.blk.batch import BatchingBlkDriver
     from virtio_py.devices.blk.driver import BlkDriver
 
 _SECTOR: Final = 512
@@ -22,9 +23,9 @@ _CHUNK: Final = 1 << 18
 
 
 def _driver() -> type[BlkDriver]:
-    from virtio_py.devices.blk.driver import BlkDriver
+    from virtio_py.devices.blk.batch import BatchingBlkDriver
 
-    return BlkDriver
+    return BatchingBlkDriver
 
 
 def _info(driver: BlkDriver, args: argparse.Namespace) -> int:
@@ -95,25 +96,43 @@ def _flush(driver: BlkDriver, args: argparse.Namespace) -> int:
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="how long (5)")
     parser.add_argument("--block-size", type=byte_count, default=4096, metavar="BYTES", help="of each request (4096)")
-    parser.add_argument("--queue-depth", type=int, choices=(1,), default=1, help="requests under way at a time (1)")
+    parser.add_argument("--queue-depth", type=int, default=1, metavar="N", help="requests under way at a time (1)")
     add_json(parser)
 
 
-def _bench(driver: BlkDriver, args: argparse.Namespace) -> int:
-    """Reads at random places, one after another."""
+def _bench(driver: BatchingBlkDriver, args: argparse.Namespace) -> int:
+    """Reads at random places, `--queue-depth` of them under way at a time."""
     sectors, rest = divmod(args.block_size, _SECTOR)
     blocks = driver.info.capacity // sectors if sectors else 0
     if rest or not blocks:
         raise UsageError(f"blocks of {args.block_size} bytes are not whole sectors of a disk of {driver.info.capacity}")
+    if args.queue_depth < 1:
+        raise UsageError(f"a queue depth of {args.queue_depth} keeps nothing under way")
     # The first one may have to wait for a compiler.
     driver.read(0, sectors)
-    place, count, start = Random(0), 0, perf_counter()
-    while (taken := perf_counter() - start) < args.seconds:
-        driver.read(place.randrange(blocks) * sectors, sectors)
-        count += 1
+    count, taken = _read_at_random(driver, blocks, sectors, args)
     rate = count / taken if taken else 0.0
     _print_rate(args, {"requests": count, "seconds": taken, "iops": rate, "bytes_per_second": rate * args.block_size})
     return 0
+
+
+def _read_at_random(
+    driver: BatchingBlkDriver, blocks: int, sectors: int, args: argparse.Namespace
+) -> tuple[int, float]:
+    """How many reads completed, and in how many seconds."""
+    from virtio_py.devices.blk.batch import Ask
+
+    place, count, under_way, start = Random(0), 0, 0, perf_counter()
+    while (taken := perf_counter() - start) < args.seconds or under_way:
+        missing = args.queue_depth - under_way if taken < args.seconds else 0
+        asks = [Ask.read(place.randrange(blocks) * sectors, sectors) for _ in range(missing)]
+        under_way += len(driver.submit(asks)) if asks else 0
+        if not under_way:
+            raise UsageError(f"there is no room for a read of {args.block_size} bytes")
+        for ticket in driver.wait(1, args.timeout):
+            ticket.result()
+            under_way, count = under_way - 1, count + 1
+    return count, taken
 
 
 def _print_rate(args: argparse.Namespace, result: dict[str, float]) -> None:
