@@ -16,8 +16,9 @@ from virtio_py.records import Record
 from virtio_py.rings.engine import Engine
 from virtio_py.status import LEGACY_FEATURES
 from virtio_py.transports.in_process import InProcess
-from virtio_py.transports.mmio import LegacyMmioDevice, MmioDevice
+from virtio_py.transports.mmio import MmioDevice
 from virtio_py.transports.mmio_driver import discover
+from virtio_py.transports.mmio_legacy import LegacyMmioDevice
 from virtio_py.transports.shared_memory_file import Server as SharedMemoryServer
 from virtio_py.transports.shared_memory_file import SharedFile, connect
 from virtio_py.transports.vhost_user_server import Server as VhostUserServer
