@@ -20,9 +20,10 @@ from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
 from virtio_py.spec import DeviceId, DeviceStatus, Feature, bit, mask
 from virtio_py.status import RING_FEATURES
-from virtio_py.transports.mmio import LegacyMmioDevice, MmioDevice
+from virtio_py.transports.mmio import MmioDevice
 from virtio_py.transports.mmio_driver import LegacyMmioTransport, MmioTransport, discover
 from virtio_py.transports.mmio_layout import CONFIG, virtio_mmio, virtio_mmio_legacy
+from virtio_py.transports.mmio_legacy import LegacyMmioDevice
 from virtio_py.transports.registers import FEATURE_WORDS, config_accesses
 
 BASE = 0x10000

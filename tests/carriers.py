@@ -1,0 +1,131 @@
+"""Every carrier, by name: a device on one side, and what the driver's side gets. A carrier more is a line more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Final, NamedTuple, cast
+
+from tests.telegraph import Telegraph
+from virtio_py.device import Device
+from virtio_py.driver import Transport
+from virtio_py.memory import Arena, GuestMemory
+from virtio_py.records import Record
+from virtio_py.rings.engine import Engine
+from virtio_py.status import LEGACY_FEATURES
+from virtio_py.transports.in_process import InProcess
+from virtio_py.transports.mmio import MmioDevice
+from virtio_py.transports.mmio_driver import discover
+from virtio_py.transports.mmio_legacy import LegacyMmioDevice
+from virtio_py.transports.shared_memory_file import Server as SharedMemoryServer
+from virtio_py.transports.shared_memory_file import SharedFile, connect
+from virtio_py.transports.vhost_user_server import Server as VhostUserServer
+from virtio_py.transports.vhost_user_server import listening
+from virtio_py.transports.vhost_user_transport import VhostUserTransport
+
+MEMORY: Final = 4 << 20
+
+
+class Setting(NamedTuple):
+    """What a carrier is to carry. features: what the device's end is to offer; config: the device's structure."""
+
+    device: Device
+    engine: Engine
+    features: int
+    config: Record | None
+    place: Path
+
+
+@contextmanager
+def in_process(setting: Setting) -> Iterator[Transport]:
+    device, engine, features, *_ = setting
+    yield InProcess(device, engine=engine, memory_size=MEMORY, ring_features=features)
+
+
+def _registers(kind: type[MmioDevice], setting: Setting) -> Iterator[Transport]:
+    memory = GuestMemory.of(MEMORY, 0x10000)
+    machine = kind(setting.device, memory, setting.engine, ring_features=setting.features)
+    transport = discover(machine, Arena(memory), machine.work, setting.config)
+    assert transport is not None
+    yield transport
+    assert not machine.ignored
+    assert machine.end.fault is None
+
+
+@contextmanager
+def mmio(setting: Setting) -> Iterator[Transport]:
+    yield from _registers(MmioDevice, setting)
+
+
+@contextmanager
+def mmio_legacy(setting: Setting) -> Iterator[Transport]:
+    yield from _registers(LegacyMmioDevice, setting._replace(features=setting.features & LEGACY_FEATURES))
+
+
+@contextmanager
+def _beside(run: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
+    thread = Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def _file(setting: Setting, shared: SharedFile) -> Iterator[Transport]:
+    device, engine, features, *_ = setting
+    with shared:
+        server = SharedMemoryServer(device, shared, engine=engine, ring_features=features)
+        with _beside(server.run, server.stop):
+            yield connect(shared)
+        server.close()
+        assert server.end.end.fault is None
+
+
+@contextmanager
+def shared_memory(setting: Setting) -> Iterator[Transport]:
+    yield from _file(setting, SharedFile.anonymous(MEMORY))
+
+
+@contextmanager
+def shared_memory_polled(setting: Setting) -> Iterator[Transport]:
+    yield from _file(setting, SharedFile.named(str(setting.place / "memory"), MEMORY))
+
+
+@contextmanager
+def vhost_user(setting: Setting) -> Iterator[Transport]:
+    device, engine, features, _, place = setting
+    path = str(place / "socket")
+    server = VhostUserServer(device, engine=engine, log=print, ring_features=features)
+    with listening(path) as listener, _beside(lambda: server.serve(listener), server.stop):
+        transport = VhostUserTransport(path, device.device_id, memory_size=MEMORY, num_queues=len(device.queues()))
+        yield transport
+        transport.close()
+    server.close()
+
+
+@contextmanager
+def telegraph(setting: Setting) -> Iterator[Transport]:
+    carrier = Telegraph(setting.device, setting.engine, setting.features, MEMORY)
+    yield cast(Transport, carrier)
+    assert carrier.end.fault is None
+
+
+Carrier = Callable[[Setting], AbstractContextManager[Transport]]
+
+CARRIERS: Final[dict[str, Carrier]] = {
+    "in-process": in_process,
+    "mmio": mmio,
+    "mmio-legacy": mmio_legacy,
+    "shared-memory": shared_memory,
+    "shared-memory-polled": shared_memory_polled,
+    "vhost-user": vhost_user,
+    "telegraph": telegraph,
+}
+
+LEGACY: Final = {"mmio-legacy"}
+"""Those that carry 32 feature bits, hence neither packed rings nor VIRTIO_F_IN_ORDER."""
