@@ -50,14 +50,7 @@ settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate], da
 settings.load_profile("mutants")
 """
 
-_ALWAYS_FOUND: Final = (
-    "in order, ids go round and never change places: one that is outstanding, which is checked before, is among the "
-    "`most` outstanding ones from the oldest on, so the loop finds it before the bound matters"
-)
-EQUIVALENT: Final[dict[str, str]] = {
-    "packed_check_used: oldest != ident and run < most: and becomes or": _ALWAYS_FOUND,
-    "packed_check_used: run < most: < becomes <=": _ALWAYS_FOUND,
-}
+EQUIVALENT: Final[dict[str, str]] = {}
 """Description to the reason why no test can tell."""
 
 _COMPARISONS: Final[dict[type[ast.cmpop], tuple[str, str]]] = {

@@ -256,9 +256,13 @@ class ZonedDisk(RuleBasedStateMachine):
         at = self.model.wp[n]
         if not self.model.zones.max_append:
             expected = UNSUPP
-        elif rest or self.model.kind != SWR or self.model.state[n] == NOT_WP or count > self.model.zones.max_append:
-            expected = INVALID
-        elif self.model.state[n] in (RDONLY, OFFLINE, FULL):
+        elif (
+            rest
+            or self.model.kind != SWR
+            or self.model.state[n] == NOT_WP
+            or count > self.model.zones.max_append
+            or self.model.state[n] in (RDONLY, OFFLINE, FULL)
+        ):
             expected = INVALID
         elif (at + count) % (self.model.zones.write_granularity // 512):
             expected = UNALIGNED

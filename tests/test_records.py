@@ -11,7 +11,7 @@ import construct
 import numpy
 import pytest
 from construct import Array, Byte, Bytes, Int16ub, Int16ul, Int24ul, Int32ul, Int64ul, Struct
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import virtio_py
@@ -52,6 +52,7 @@ def _records() -> list[Record]:
 
 
 RECORDS = _records()
+PAGES = [HealthCheck.large_base_example]  # the smallest page is a page
 every_record = pytest.mark.parametrize("record", RECORDS, ids=lambda r: f"{r.name}-{r.size}")
 
 
@@ -85,7 +86,7 @@ def test_records_are_found() -> None:
 
 @every_record
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20, deadline=None, suppress_health_check=PAGES)
 def test_construct_is_the_oracle_of_decode_and_encode(record: Record, data: st.DataObject) -> None:
     image = data.draw(st.binary(min_size=record.size, max_size=record.size))
     lead = data.draw(st.integers(0, 3))
@@ -98,7 +99,7 @@ def test_construct_is_the_oracle_of_decode_and_encode(record: Record, data: st.D
 
 @every_record
 @given(data=st.data())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10, deadline=None, suppress_health_check=PAGES)
 def test_dtype_agrees_with_decode(record: Record, data: st.DataObject) -> None:
     image = data.draw(st.binary(min_size=record.size, max_size=record.size))
     assert record.dtype.itemsize == record.size
@@ -135,7 +136,7 @@ def test_a_short_buffer_is_refused(record: Record) -> None:
 
 @every_record
 @given(data=st.data())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10, deadline=None, suppress_health_check=PAGES)
 def test_decode_available_gives_the_fields_that_are_there(record: Record, data: st.DataObject) -> None:
     image = data.draw(st.binary(min_size=record.size, max_size=record.size))
     here = data.draw(st.integers(0, record.size))
