@@ -337,7 +337,8 @@ def test_a_feature_selector_may_be_anything(selector: int) -> None:
     assert made.get("Status") & DeviceStatus.FEATURES_OK
     made.set(Status=0)
     made.set(DriverFeaturesSel=1, DriverFeatures=1)
-    made.set(DriverFeaturesSel=selector, DriverFeatures=1)
+    # Taken for another word, the bit would be one that is offered.
+    made.set(DriverFeaturesSel=selector, DriverFeatures=bit(Feature.INDIRECT_DESC))
     made.set(Status=OK & ~DeviceStatus.DRIVER_OK)
     assert not made.get("Status") & DeviceStatus.FEATURES_OK
 
@@ -434,9 +435,22 @@ def test_notification_data_names_the_queue_in_its_low_half(in_high_half: int) ->
     made.driver(features=ring)
     while made.machine.step():
         pass
+    before = dict(made.machine.end.kicks)
     made.set(QueueNotify=in_high_half << 16 | 1)
-    assert made.machine.end.kicks[1] == 1 or made.machine.step()
+    assert made.machine.step()
+    assert made.machine.end.kicks == before | {1: before.get(1, 0) + 1}
     assert not made.machine.ignored
+
+
+@pytest.mark.parametrize("value", [0x10000, 0x10001, 0xFFFF0000])
+def test_without_notification_data_the_high_half_is_no_hint(value: int) -> None:
+    made = bench()
+    made.driver()
+    while made.machine.step():
+        pass
+    made.set(QueueNotify=value)
+    assert not made.machine.step()
+    assert isinstance(made.machine.ignored.pop(), MessageError)
 
 
 def test_shared_memory_regions_by_id() -> None:
@@ -702,10 +716,12 @@ def test_a_legacy_queue_lies_in_one_piece(size: int) -> None:
     assert active.areas == queue.areas
     made.set(QueueSel=0)
     assert made.get("QueuePFN") == first // 4096
-    free = made.arena.free_bytes
+    used = [16 * q.size + 6 + 2 * q.size for q in driver.queues], [6 + 8 * q.size for q in driver.queues]
+    pages = sum(-(-length // 4096) for lengths in used for length in lengths)
+    indirect = sum(16 * q.size * min(q.size, 16) for q in driver.queues)
+    before = made.arena.free_bytes
     driver.reset()
-    pages = -(-(16 * size + 6 + 2 * size) // 4096) + -(-(6 + 8 * size) // 4096)
-    assert made.arena.free_bytes >= free + pages * 4096
+    assert made.arena.free_bytes == before + pages * 4096 + indirect
 
 
 @pytest.mark.parametrize(

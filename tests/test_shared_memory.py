@@ -234,6 +234,20 @@ def test_no_question_gets_out_of_the_mailbox(verb: int, arguments: list[int], st
     assert driver.start().read(3) == b"eee"
 
 
+@pytest.mark.parametrize("verb", [Verb.READ_CONFIG, Verb.WRITE_CONFIG])
+@pytest.mark.parametrize("length", [WINDOW + 1, 1 << 32, (1 << 64) - 1])
+def test_more_configuration_than_the_window_holds(verb: Verb, length: int) -> None:
+    end, _, page = both()
+    before = bytes(page._bytes)
+    page.arguments = (0, length)
+    page.put("request_verb", verb)
+    page.advance("request_sequence")
+    end.step()
+    assert page.get("reply_refused") == 1
+    window = virtio_shared_memory.offset("window")
+    assert bytes(page._bytes)[window:] == before[window:]
+
+
 @given(data=st.data())
 def test_a_page_full_of_anything_does_no_harm(data: st.DataObject) -> None:
     end, _, page = both(1 << 14)

@@ -27,13 +27,13 @@ class RegisterAccess(Protocol):
 
 def feature_word(features: int, selector: int) -> int:
     """32 feature bits from `selector` * 32 on: 0 behind what anybody has assigned, whatever the selector."""
-    # Shifting by what the other side wrote, up to 2^37 bits, would take the memory for it.
-    return features >> 32 * selector & WORD if selector < FEATURE_WORDS else 0
+    return features >> 32 * selector & WORD
 
 
 def with_feature_word(features: int, selector: int, value: int) -> int:
     """`features` with 32 of its bits replaced. All words that nobody offers are one, behind the others: what is set
     there keeps the features from being accepted."""
+    # A number of as many bits as the other side's selector asks for, up to 2^37, would take the memory for them.
     shift = 32 * min(selector, FEATURE_WORDS)
     return features & ~(WORD << shift) | (value & WORD) << shift
 
