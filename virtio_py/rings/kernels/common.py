@@ -303,6 +303,39 @@ def mapped(memory: Memory, address: int, length: int, write: int) -> bool:
 
 
 @kernel
+def put_segment(
+    memory: Memory,
+    batch: Batch,
+    max_chain: int,
+    first: int,
+    end: int,
+    writing: int,
+    address: int,
+    length: int,
+    write: int,
+) -> int:
+    """Records a descriptor's buffer as segment `end` of a chain whose segments begin at `first`. 0, or a fault.
+
+    writing: whether a writable segment came before; write: whether this one is.
+    """
+    if length == 0:
+        # A descriptor of no bytes names no memory, whatever its address.
+        address = 0
+    elif not mapped(memory, address, length, write):
+        return NOT_MEMORY
+    if writing and not write:
+        return ORDER
+    if end - first >= max_chain:
+        return TOO_LONG
+    segments = batch.segments
+    if end * SEGMENT >= len(segments):
+        return BATCH_FULL
+    segments[end * SEGMENT + ADDRESS] = address
+    segments[end * SEGMENT + SIZE] = length
+    return 0
+
+
+@kernel
 def need_event(event: int, new: int, old: int) -> bool:
     """Whether publishing the indices old to new - 1 passed `event` (2.7.10): free-running 16-bit indices."""
     return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF

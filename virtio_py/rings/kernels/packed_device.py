@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from virtio_py.rings.kernels.common import (
-    ADDRESS,
     AVAILABLE_WRAP,
     BAD_HEAD,
     BAD_INDEX,
-    BATCH_FULL,
     BUFFER,
     DESC_SIZE,
     F_INDIRECT,
@@ -29,14 +27,10 @@ from virtio_py.rings.kernels.common import (
     NEXT_AVAILABLE,
     NEXT_USED,
     NOT_AVAILABLE,
-    NOT_MEMORY,
-    ORDER,
     OUTSTANDING,
     ROW,
-    SEGMENT,
     SHADOW,
     SINCE,
-    SIZE,
     SLOTS,
     START,
     TABLE_NOT_MEMORY,
@@ -54,8 +48,8 @@ from virtio_py.rings.kernels.common import (
     load_once,
     load_packed_descriptor,
     locate,
-    mapped,
     need_event,
+    put_segment,
     store_release,
 )
 from virtio_py.rings.layouts import pvirtq_desc, pvirtq_event_suppress
@@ -120,7 +114,7 @@ def packed_walk(
 ) -> int:
     """Follows the list at a slot, whose first flags are `flags`, and records it as buffer n, its segments from `first`
     on, its LENGTH the slots it takes. 0, or a fault."""
-    segments, size = batch.segments, ring.size
+    size = ring.size
     row, table, index, entries = ring.row, ring.table, slot, 0
     end, middle, total, writable, slots, ident = first, -1, 0, 0, 0, 0
     while True:
@@ -157,26 +151,16 @@ def packed_walk(
                     return TABLE_NOT_MEMORY
                 table, index, entries = address - memory.rows[row * ROW + START], 0, length // DESC_SIZE
                 continue
-        if length == 0:
-            # A descriptor of no bytes names no memory, whatever its address.
-            address = 0
-        elif not mapped(memory, address, length, flags & F_WRITE):
+        write = flags & F_WRITE
+        fault = put_segment(memory, batch, ring.max_chain, first, end, middle >= 0, address, length, write)
+        if fault:
             state[FAULT_AT] = index
-            return NOT_MEMORY
+            return fault
         total += length
-        if flags & F_WRITE:
+        if write:
             if middle < 0:
                 middle = end
             writable += length
-        elif middle >= 0:
-            state[FAULT_AT] = index
-            return ORDER
-        if end - first >= ring.max_chain:
-            return TOO_LONG
-        if end * SEGMENT >= len(segments):
-            return BATCH_FULL
-        segments[end * SEGMENT + ADDRESS] = address
-        segments[end * SEGMENT + SIZE] = length
         end += 1
         if entries:
             index += 1

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from virtio_py.rings.kernels.common import (
-    ADDRESS,
     BAD_HEAD,
     BAD_INDEX,
     BAD_NEXT,
-    BATCH_FULL,
     BUFFER,
     DESC_SIZE,
     F_INDIRECT,
@@ -30,17 +28,12 @@ from virtio_py.rings.kernels.common import (
     MIDDLE,
     NEXT_AVAILABLE,
     NEXT_USED,
-    NOT_MEMORY,
-    ORDER,
     ROW,
-    SEGMENT,
     SHADOW,
     SINCE,
-    SIZE,
     SLOTS,
     START,
     TABLE_NOT_MEMORY,
-    TOO_LONG,
     TOO_MANY_BYTES,
     WRITABLE,
     Batch,
@@ -53,8 +46,8 @@ from virtio_py.rings.kernels.common import (
     load_once,
     load_split_descriptor,
     locate,
-    mapped,
     need_event,
+    put_segment,
     store_release,
 )
 from virtio_py.rings.layouts import virtq_avail, virtq_used, virtq_used_elem
@@ -79,7 +72,6 @@ NO_NOTIFY = int(UsedFlag.NO_NOTIFY)
 def split_walk(ring: SplitRing, state: Words, memory: Memory, batch: Batch, n: int, first: int, head: int) -> int:
     """Follows the chain at `head` and records it as buffer n, its segments from `first` on. 0, or a fault."""
     row, table, entries = ring.row, ring.table, ring.size
-    segments = batch.segments
     index, steps, inside = head, 0, 0
     end, middle, total, writable = first, -1, 0, 0
     while True:
@@ -104,26 +96,16 @@ def split_walk(ring: SplitRing, state: Words, memory: Memory, batch: Batch, n: i
             table, entries = address - memory.rows[row * ROW + START], length // DESC_SIZE
             index, steps, inside = 0, 0, 1
             continue
-        if length == 0:
-            # A descriptor of no bytes names no memory, whatever its address.
-            address = 0
-        elif not mapped(memory, address, length, flags & F_WRITE):
+        write = flags & F_WRITE
+        fault = put_segment(memory, batch, ring.max_chain, first, end, middle >= 0, address, length, write)
+        if fault:
             state[FAULT_AT] = index
-            return NOT_MEMORY
+            return fault
         total += length
-        if flags & F_WRITE:
+        if write:
             if middle < 0:
                 middle = end
             writable += length
-        elif middle >= 0:
-            state[FAULT_AT] = index
-            return ORDER
-        if end - first >= ring.max_chain:
-            return TOO_LONG
-        if end * SEGMENT >= len(segments):
-            return BATCH_FULL
-        segments[end * SEGMENT + ADDRESS] = address
-        segments[end * SEGMENT + SIZE] = length
         end += 1
         if not flags & F_NEXT:
             break
