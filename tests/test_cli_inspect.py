@@ -14,6 +14,7 @@ import pytest
 
 from tests.lspci_text import hex_dump
 from virtio_py.cli.inspect import virtio_functions
+from virtio_py.cli.inspect_express import watts
 from virtio_py.cli.main import main
 from virtio_py.pci.header import pci_header_type0
 
@@ -186,3 +187,11 @@ def test_bad_arguments_are_one_line_and_status_2(arguments: list[str], capsys: p
 def test_a_bad_path_among_good_ones_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(NET), "/nonexistent"]) == 2
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "scale", "shown"),
+    [(75, 0, "75W"), (255, 1, "25.5W"), (0xEF, 0, "239W"), (0xF0, 0, "250W"), (0xFE, 0, "600W"), (0xFF, 0, ">600W")],
+)
+def test_slot_power_limits(value: int, scale: int, shown: str) -> None:
+    assert watts(value, scale) == shown

@@ -291,8 +291,7 @@ def _derive(fields: dict[str, Any]) -> dict[str, Any]:
     for name in ("device_capabilities", "slot_capabilities"):
         if name in fields:
             register = fields[name]
-            watts = _watts(register["slot_power_limit_value"], register["slot_power_limit_scale"])
-            register["slot_power_limit"] = f"{watts:g}W"
+            register["slot_power_limit"] = watts(register["slot_power_limit_value"], register["slot_power_limit_scale"])
     if "link_status" in fields:
         _derive_link(fields["pcie_capabilities"]["port_type"], fields["link_capabilities"], fields["link_status"])
     if "device_capabilities_2" in fields:
@@ -301,9 +300,11 @@ def _derive(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _watts(value: int, scale: int) -> float:
-    # Unscaled values from 0xf0 on are steps of 25 W: eight bits would not reach them.
-    return 250 + 25 * (value - 0xF0) if scale == 0 and value >= 0xF0 else value / 10**scale
+def watts(value: int, scale: int) -> str:
+    """A slot's power limit. Unscaled values from 0xf0 on are steps of 25 W, and the last one is whatever lies above."""
+    if scale == 0 and value == 0xFF:
+        return ">600W"
+    return f"{250 + 25 * (value - 0xF0) if scale == 0 and value >= 0xF0 else value / 10**scale:g}W"
 
 
 def _derive_link(kind: int, able: dict[str, Any], now: dict[str, Any]) -> None:

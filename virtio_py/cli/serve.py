@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     from virtio_py.rings.engine import engine_named
-    from virtio_py.spec import Feature
+    from virtio_py.spec import Feature, bit
     from virtio_py.status import RING_FEATURES
     from virtio_py.transports.vhost_user_messages import ProtocolFeature
     from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES
@@ -108,7 +108,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "engine": engine_named(args.engine),
         "log": _log,
         "protocol_features": PROTOCOL_FEATURES | args.inband_notifications << ProtocolFeature.INBAND_NOTIFICATIONS,
-        "ring_features": RING_FEATURES | args.packed << Feature.RING_PACKED,
+        "ring_features": RING_FEATURES & ~bit(Feature.RING_PACKED) | args.packed << Feature.RING_PACKED,
     }
 
 
