@@ -34,7 +34,7 @@ def test_a_disk_is_written_and_read(tmp_path: Path) -> None:
     pattern = os.urandom(300_032)
     (tmp_path / "input").write_bytes(pattern)
     where = ["blk", "--socket-path", str(path)]
-    with program("blk", "--socket-path", str(path), "--blk-file", str(image)):
+    with program("blk", "--socket-path", str(path), "--blk-file", str(image), "--packed"):
         await_(lambda: connectable(path), "the server", 60)
         assert drive(*where, "write", "--offset", "512", "--input", str(tmp_path / "input")).returncode == 0
         assert drive(*where, "--split", "read", "--offset", "0x201", "--length", "300000").stdout == pattern[1:300_001]
