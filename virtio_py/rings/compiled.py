@@ -20,6 +20,7 @@ from virtio_py.rings.engine import Engine
 from virtio_py.rings.kernels import KERNELS, TWINS, Memory, Words
 from virtio_py.rings.kernels.common import HOST, ROW
 from virtio_py.rings.layouts import pvirtq_desc, virtq_desc
+from virtio_py.rings.unsigned_indices import KernelCompiler
 
 try:
     import numpy
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 # Kernels own no memory, so numba's reference counts (two atomic operations for each array at each call) can go. Callees
 # are inlined: a named tuple of arrays is passed as some dozens of words, which costs more than most callees do.
-_jit: Any = partial(njit, nogil=True, forceinline=True, _nrt=False)
+_jit: Any = partial(njit, nogil=True, forceinline=True, _nrt=False, pipeline_class=KernelCompiler)
 
 _ADDR, _LEN = virtq_desc.offset("addr"), virtq_desc.offset("len")
 _FLAGS, _NEXT = virtq_desc.offset("flags"), virtq_desc.offset("next")

@@ -336,6 +336,28 @@ def put_segment(
 
 
 @kernel
+def put_single(memory: Memory, batch: Batch, n: int, first: int, address: int, length: int, write: int) -> int:
+    """Records a buffer of one descriptor as buffer n, segment `first`. 0, or a fault. Its id is the caller's to record.
+
+    What put_segment and the walks would do, without their loop: most buffers are like this one.
+    """
+    if length == 0:
+        address = 0
+    elif not mapped(memory, address, length, write):
+        return NOT_MEMORY
+    buffers, segments = batch.buffers, batch.segments
+    if first * SEGMENT >= len(segments):
+        return BATCH_FULL
+    segments[first * SEGMENT + ADDRESS] = address
+    segments[first * SEGMENT + SIZE] = length
+    buffers[n * BUFFER + FIRST] = first
+    buffers[n * BUFFER + MIDDLE] = first if write else first + 1
+    buffers[n * BUFFER + LAST] = first + 1
+    buffers[n * BUFFER + WRITABLE] = length if write else 0
+    return 0
+
+
+@kernel
 def need_event(event: int, new: int, old: int) -> bool:
     """Whether publishing the indices old to new - 1 passed `event` (2.7.10): free-running 16-bit indices."""
     return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF

@@ -50,6 +50,7 @@ from virtio_py.rings.kernels.common import (
     locate,
     need_event,
     put_segment,
+    put_single,
     store_release,
 )
 from virtio_py.rings.layouts import pvirtq_desc, pvirtq_event_suppress
@@ -194,10 +195,19 @@ def packed_take(ring: PackedRing, state: Words, shadow: Words, memory: Memory, b
         flags = load_acquire(ring.ring16, slot * STRIDE16 + DESC_FLAGS)
         if not packed_is_available(flags, wrap):
             break
-        fault = packed_walk(ring, state, memory, batch, n, first, slot, wrap, flags)
-        if fault:
-            break
-        ident, slots = buffers[n * BUFFER + ID], buffers[n * BUFFER + LENGTH]
+        if flags & (F_NEXT | F_INDIRECT):
+            fault = packed_walk(ring, state, memory, batch, n, first, slot, wrap, flags)
+            if fault:
+                break
+            ident, slots = buffers[n * BUFFER + ID], buffers[n * BUFFER + LENGTH]
+            end = buffers[n * BUFFER + LAST]
+        else:
+            address, length, ident, _ = load_packed_descriptor(memory, ring.row, ring.table + slot * DESC_SIZE)
+            fault = put_single(memory, batch, n, first, address, length, flags & F_WRITE)
+            if fault:
+                break
+            buffers[n * BUFFER + ID] = ident
+            slots, end = 1, first + 1
         if ident >= size:
             fault = BAD_HEAD
         elif shadow[ident * SHADOW + SLOTS]:
@@ -206,7 +216,7 @@ def packed_take(ring: PackedRing, state: Words, shadow: Words, memory: Memory, b
             fault = BAD_INDEX
         if fault:
             break
-        first = buffers[n * BUFFER + LAST]
+        first = end
         shadow[ident * SHADOW + SLOTS] = slots
         shadow[ident * SHADOW + LIMIT] = buffers[n * BUFFER + WRITABLE]
         outstanding += slots

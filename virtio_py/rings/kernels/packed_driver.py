@@ -108,28 +108,37 @@ def packed_add(ring: PackedRing, state: Words, shadow: Words, memory: Memory, ba
         if slots > free:
             break
         head, head_flags = slot, 0
-        for offset in range(slots):
-            # The flags change with the wrap counter inside a list that crosses the end of the ring.
-            flags = F_AVAIL if wrap else F_USED
-            if indirect:
-                packed_write_indirect(ring, memory, segments, first, middle, end, slot, ident)
-                flags |= F_INDIRECT
-            else:
-                segment = first + offset
-                address, length = segments[segment * SEGMENT + ADDRESS], segments[segment * SEGMENT + SIZE]
-                packed_write(ring, slot, address, length, ident)
-                if segment >= middle:
-                    flags |= F_WRITE
-            if offset + 1 < slots:
-                flags |= F_NEXT
-            if offset == 0:
-                head_flags = flags
-            else:
-                ring16[slot * STRIDE16 + DESC_FLAGS] = flags
+        if end - first == 1:
+            address, length = segments[first * SEGMENT + ADDRESS], segments[first * SEGMENT + SIZE]
+            packed_write(ring, slot, address, length, ident)
+            head_flags = (F_AVAIL if wrap else F_USED) | (F_WRITE if first >= middle else 0)
             slot += 1
             if slot == size:
                 slot = 0
                 wrap ^= 1
+        else:
+          for offset in range(slots):
+              # The flags change with the wrap counter inside a list that crosses the end of the ring.
+              flags = F_AVAIL if wrap else F_USED
+              if indirect:
+                  packed_write_indirect(ring, memory, segments, first, middle, end, slot, ident)
+                  flags |= F_INDIRECT
+              else:
+                  segment = first + offset
+                  address, length = segments[segment * SEGMENT + ADDRESS], segments[segment * SEGMENT + SIZE]
+                  packed_write(ring, slot, address, length, ident)
+                  if segment >= middle:
+                      flags |= F_WRITE
+              if offset + 1 < slots:
+                  flags |= F_NEXT
+              if offset == 0:
+                  head_flags = flags
+              else:
+                  ring16[slot * STRIDE16 + DESC_FLAGS] = flags
+              slot += 1
+              if slot == size:
+                  slot = 0
+                  wrap ^= 1
         # The first list since the last publication waits for the next one: nothing behind it can be seen until then.
         if pending:
             store_release(ring16, head * STRIDE16 + DESC_FLAGS, head_flags)
@@ -233,7 +242,15 @@ def packed_take_used(ring: PackedRing, state: Words, shadow: Words, batch: Batch
                 n += 1
         buffers[n * BUFFER + ID] = ident
         buffers[n * BUFFER + LENGTH] = length
-        slot += packed_release(ring, state, shadow, ident)
+        slots = packed_release(ring, state, shadow, ident)
+        if slots == 1:
+            slot += 1
+            if slot == size:
+                slot = 0
+                wrap ^= 1
+            n += 1
+            continue
+        slot += slots
         if slot >= size:
             slot -= size
             wrap ^= 1

@@ -48,6 +48,7 @@ from virtio_py.rings.kernels.common import (
     locate,
     need_event,
     put_segment,
+    put_single,
     store_release,
 )
 from virtio_py.rings.layouts import virtq_avail, virtq_used, virtq_used_elem
@@ -69,17 +70,23 @@ NO_NOTIFY = int(UsedFlag.NO_NOTIFY)
 
 
 @kernel
-def split_walk(ring: SplitRing, state: Words, memory: Memory, batch: Batch, n: int, first: int, head: int) -> int:
-    """Follows the chain at `head` and records it as buffer n, its segments from `first` on. 0, or a fault."""
+def split_walk(
+    ring: SplitRing,
+    state: Words,
+    memory: Memory,
+    batch: Batch,
+    n: int,
+    first: int,
+    head: int,
+    descriptor: tuple[int, int, int, int],
+) -> int:
+    """Follows the chain at `head`, whose descriptor was loaded, and records it as buffer n, its segments from `first`
+    on. 0, or a fault."""
     row, table, entries = ring.row, ring.table, ring.size
-    index, steps, inside = head, 0, 0
+    index, steps, inside = head, 1, 0
     end, middle, total, writable = first, -1, 0, 0
+    address, length, flags, following = descriptor
     while True:
-        # Each table entry can be visited once: a chain that goes on for longer has come back to itself.
-        steps += 1
-        if steps > entries:
-            return LOOP
-        address, length, flags, following = load_split_descriptor(memory, row, table + index * DESC_SIZE)
         if flags & F_INDIRECT:
             state[FAULT_AT] = length
             if not ring.indirect:
@@ -95,28 +102,32 @@ def split_walk(ring: SplitRing, state: Words, memory: Memory, batch: Batch, n: i
                 return TABLE_NOT_MEMORY
             table, entries = address - memory.rows[row * ROW + START], length // DESC_SIZE
             index, steps, inside = 0, 0, 1
-            continue
-        write = flags & F_WRITE
-        fault = put_segment(memory, batch, ring.max_chain, first, end, middle >= 0, address, length, write)
-        if fault:
-            state[FAULT_AT] = index
-            return fault
-        total += length
-        if write:
-            if middle < 0:
-                middle = end
-            writable += length
-        end += 1
-        if not flags & F_NEXT:
-            break
-        if following >= entries:
-            state[FAULT_AT] = following
-            return BAD_NEXT
-        index = following
+        else:
+            write = flags & F_WRITE
+            fault = put_segment(memory, batch, ring.max_chain, first, end, middle >= 0, address, length, write)
+            if fault:
+                state[FAULT_AT] = index
+                return fault
+            total += length
+            if write:
+                if middle < 0:
+                    middle = end
+                writable += length
+            end += 1
+            if not flags & F_NEXT:
+                break
+            if following >= entries:
+                state[FAULT_AT] = following
+                return BAD_NEXT
+            index = following
+        # Each table entry can be visited once: a chain that goes on for longer has come back to itself.
+        steps += 1
+        if steps > entries:
+            return LOOP
+        address, length, flags, following = load_split_descriptor(memory, row, table + index * DESC_SIZE)
     if total > MAX_CHAIN_BYTES:
         return TOO_MANY_BYTES
     buffers = batch.buffers
-    buffers[n * BUFFER + ID] = head
     buffers[n * BUFFER + FIRST] = first
     buffers[n * BUFFER + MIDDLE] = end if middle < 0 else middle
     buffers[n * BUFFER + LAST] = end
@@ -139,7 +150,7 @@ def split_take(ring: SplitRing, state: Words, shadow: Words, memory: Memory, bat
         state[FAULT_AT] = idx
         return -BAD_INDEX
     count = min(pending, limit, len(batch.buffers) // BUFFER)
-    fault, first, n = 0, 0, 0
+    fault, first, end, n = 0, 0, 0, 0
     while n < count:
         head = load_once(ring.avail16, AVAIL_RING + ((start + n) & (size - 1)))
         if head >= size:
@@ -147,11 +158,21 @@ def split_take(ring: SplitRing, state: Words, shadow: Words, memory: Memory, bat
         elif shadow[head * SHADOW + SLOTS]:
             fault = HEAD_IN_FLIGHT
         else:
-            fault = split_walk(ring, state, memory, batch, n, first, head)
+            descriptor = load_split_descriptor(memory, ring.row, ring.table + head * DESC_SIZE)
+            address, length, flags, _ = descriptor
+            if flags & (F_NEXT | F_INDIRECT):
+                fault = split_walk(ring, state, memory, batch, n, first, head, descriptor)
+                end = batch.buffers[n * BUFFER + LAST]
+            else:
+                end = first + 1
+                fault = put_single(memory, batch, n, first, address, length, flags & F_WRITE)
+                if fault:
+                    state[FAULT_AT] = head
         if fault:
             state[FAULT_ID] = head
             break
-        first = batch.buffers[n * BUFFER + LAST]
+        batch.buffers[n * BUFFER + ID] = head
+        first = end
         shadow[head * SHADOW + SLOTS] = 1
         shadow[head * SHADOW + LIMIT] = batch.buffers[n * BUFFER + WRITABLE]
         n += 1

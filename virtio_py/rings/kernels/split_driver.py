@@ -118,6 +118,11 @@ def split_add(ring: SplitRing, state: Words, shadow: Words, memory: Memory, batc
         if indirect:
             split_write_indirect(ring, memory, segments, first, middle, end, head)
             following = shadow[head * SHADOW + NEXT]
+        elif slots == 1:
+            following = shadow[head * SHADOW + NEXT]
+            address, length = segments[first * SEGMENT + ADDRESS], segments[first * SEGMENT + SIZE]
+            flags = F_WRITE if first >= middle else 0
+            store_split_descriptor(memory, ring.row, ring.table + head * DESC_SIZE, address, length, flags, following)
         else:
             following = split_write_direct(ring, shadow, memory, segments, first, middle, end, head)
         shadow[head * SHADOW + SLOTS] = slots
@@ -158,15 +163,11 @@ def split_available_notification_due(ring: SplitRing, state: Words) -> bool:
 
 
 @kernel
-def split_release(ring: SplitRing, state: Words, shadow: Words, head: int) -> None:
+def split_release(state: Words, shadow: Words, head: int) -> None:
     """Takes a buffer's descriptors back into the free ones."""
     slots = shadow[head * SHADOW + SLOTS]
     shadow[head * SHADOW + SLOTS] = 0
     state[FREE_COUNT] += slots
-    if ring.in_order:
-        # Descriptors go round the table in order, for adding and for freeing: the links never change.
-        state[OLDEST] = (head + slots) & (ring.size - 1)
-        return
     tail = head
     for _ in range(slots - 1):
         tail = shadow[tail * SHADOW + NEXT]
@@ -175,26 +176,27 @@ def split_release(ring: SplitRing, state: Words, shadow: Words, head: int) -> No
 
 
 @kernel
-def split_check_used(ring: SplitRing, state: Words, shadow: Words, head: int, length: int, most: int) -> int:
-    """Whether the device may name buffer `head` as used now: 0, or a fault. At most `most` buffers are pending."""
-    fault = 0
-    if head >= ring.size:
-        fault = USED_ID
-    elif shadow[head * SHADOW + SLOTS] == 0:
-        fault = USED_NOT_OUTSTANDING
-    elif length > shadow[head * SHADOW + LIMIT]:
-        fault = USED_LENGTH
-    elif ring.in_order:
-        # The element stands for the buffers up to `head`: they must all be pending.
-        run, oldest = 1, state[OLDEST]
-        while oldest != head and run < most:
-            oldest = (oldest + shadow[oldest * SHADOW + SLOTS]) & (ring.size - 1)
-            run += 1
-        if oldest != head:
-            fault = USED_ORDER
-    if fault:
-        state[FAULT_ID], state[FAULT_AT] = head, length
-    return fault
+def split_release_run(ring: SplitRing, state: Words, shadow: Words, batch: Batch, n: int, head: int, most: int) -> int:
+    """In order: releases the buffers up to `head`, which an element stands for, and records those before it in the
+    batch from n on, as written in full. How many they are, or -1, and nothing is done, if `most` do not reach so far.
+    """
+    buffers, mask = batch.buffers, ring.size - 1
+    # Descriptors go round the table in order, for adding and for freeing: the links never change.
+    oldest, skipped = state[OLDEST], 0
+    while oldest != head:
+        if skipped + 1 >= most:
+            return -1
+        buffers[(n + skipped) * BUFFER + ID] = oldest
+        buffers[(n + skipped) * BUFFER + LENGTH] = shadow[oldest * SHADOW + LIMIT]
+        skipped += 1
+        oldest = (oldest + shadow[oldest * SHADOW + SLOTS]) & mask
+    end = (head + shadow[head * SHADOW + SLOTS]) & mask
+    state[FREE_COUNT] += ((end - state[OLDEST] - 1) & mask) + 1
+    state[OLDEST] = end
+    for row in range(n, n + skipped):
+        shadow[buffers[row * BUFFER + ID] * SHADOW + SLOTS] = 0
+    shadow[head * SHADOW + SLOTS] = 0
+    return skipped
 
 
 @kernel
@@ -218,19 +220,26 @@ def split_take_used(ring: SplitRing, state: Words, shadow: Words, batch: Batch, 
         slot = ((used + n) & mask) * USED_STRIDE
         head = load_once(ring.used32, ELEMENT_ID + slot)
         length = load_once(ring.used32, ELEMENT_LEN + slot)
-        fault = split_check_used(ring, state, shadow, head, length, pending - n)
+        if head >= ring.size:
+            fault = USED_ID
+        elif shadow[head * SHADOW + SLOTS] == 0:
+            fault = USED_NOT_OUTSTANDING
+        elif length > shadow[head * SHADOW + LIMIT]:
+            fault = USED_LENGTH
+        elif ring.in_order:
+            # The element stands for the buffers up to `head`: they must all be pending.
+            skipped = split_release_run(ring, state, shadow, batch, n, head, pending - n)
+            if skipped < 0:
+                fault = USED_ORDER
+            else:
+                n += skipped
+        else:
+            split_release(state, shadow, head)
         if fault:
+            state[FAULT_ID], state[FAULT_AT] = head, length
             break
-        if ring.in_order:
-            while state[OLDEST] != head:
-                skipped = state[OLDEST]
-                buffers[n * BUFFER + ID] = skipped
-                buffers[n * BUFFER + LENGTH] = shadow[skipped * SHADOW + LIMIT]
-                split_release(ring, state, shadow, skipped)
-                n += 1
         buffers[n * BUFFER + ID] = head
         buffers[n * BUFFER + LENGTH] = length
-        split_release(ring, state, shadow, head)
         n += 1
     state[NEXT_USED] = (used + n) & 0xFFFF
     state[OUTSTANDING] -= n
