@@ -115,8 +115,8 @@ DISORDERS: Final = [
     Disorder(
         "packed_driver.py",
         "packed_add",
-        "if indirect:\n                packed_write_indirect",
-        "store_release(ring16, slot * STRIDE16 + DESC_FLAGS, flags | (F_NEXT if offset + 1 < slots else F_WRITE))",
+        "if indirect:\n            packed_write_indirect",
+        "store_release(ring16, slot * STRIDE16 + DESC_FLAGS, packed_flags(first, middle, end, wrap))",
     ),
     # A used descriptor's flags, before its length and id.
     Disorder(

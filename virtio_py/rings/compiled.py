@@ -20,7 +20,6 @@ from virtio_py.rings.engine import Engine
 from virtio_py.rings.kernels import KERNELS, TWINS, Memory, Words
 from virtio_py.rings.kernels.common import HOST, ROW
 from virtio_py.rings.layouts import pvirtq_desc, virtq_desc
-from virtio_py.rings.unsigned_indices import KernelCompiler
 
 try:
     import numpy
@@ -28,6 +27,8 @@ try:
     from numba import njit, types
     from numba.core import cgutils
     from numba.extending import intrinsic
+
+    from virtio_py.rings.unsigned_indices import KernelCompiler
 except ImportError as error:
     raise EngineUnavailable(f"the compiled engine needs numba: {error}") from error
 

@@ -70,6 +70,18 @@ ADDR_HIGH = ADDR_LOW + 1
 
 
 @kernel
+def packed_flags(segment: int, middle: int, end: int, wrap: int) -> int:
+    """The flags that make segment `segment` of a list available. They change with the wrap counter inside a list that
+    crosses the end of the ring."""
+    flags = F_AVAIL if wrap else F_USED
+    if segment >= middle:
+        flags |= F_WRITE
+    if segment + 1 < end:
+        flags |= F_NEXT
+    return flags
+
+
+@kernel
 def packed_write(ring: PackedRing, slot: int, address: int, length: int, ident: int) -> None:
     """Writes a descriptor of the ring, all but its flags: those the device may be looking at."""
     ring.ring32[slot * STRIDE32 + ADDR_LOW] = address & 0xFFFFFFFF
@@ -107,38 +119,24 @@ def packed_add(ring: PackedRing, state: Words, shadow: Words, memory: Memory, ba
             slots = 1
         if slots > free:
             break
-        head, head_flags = slot, 0
-        if end - first == 1:
-            address, length = segments[first * SEGMENT + ADDRESS], segments[first * SEGMENT + SIZE]
-            packed_write(ring, slot, address, length, ident)
-            head_flags = (F_AVAIL if wrap else F_USED) | (F_WRITE if first >= middle else 0)
+        head = slot
+        if indirect:
+            packed_write_indirect(ring, memory, segments, first, middle, end, slot, ident)
+            head_flags = (F_AVAIL if wrap else F_USED) | F_INDIRECT
+        else:
+            packed_write(ring, slot, segments[first * SEGMENT + ADDRESS], segments[first * SEGMENT + SIZE], ident)
+            head_flags = packed_flags(first, middle, end, wrap)
+        slot += 1
+        if slot == size:
+            slot = 0
+            wrap ^= 1
+        for segment in range(first + 1, first + slots):
+            packed_write(ring, slot, segments[segment * SEGMENT + ADDRESS], segments[segment * SEGMENT + SIZE], ident)
+            ring16[slot * STRIDE16 + DESC_FLAGS] = packed_flags(segment, middle, end, wrap)
             slot += 1
             if slot == size:
                 slot = 0
                 wrap ^= 1
-        else:
-          for offset in range(slots):
-              # The flags change with the wrap counter inside a list that crosses the end of the ring.
-              flags = F_AVAIL if wrap else F_USED
-              if indirect:
-                  packed_write_indirect(ring, memory, segments, first, middle, end, slot, ident)
-                  flags |= F_INDIRECT
-              else:
-                  segment = first + offset
-                  address, length = segments[segment * SEGMENT + ADDRESS], segments[segment * SEGMENT + SIZE]
-                  packed_write(ring, slot, address, length, ident)
-                  if segment >= middle:
-                      flags |= F_WRITE
-              if offset + 1 < slots:
-                  flags |= F_NEXT
-              if offset == 0:
-                  head_flags = flags
-              else:
-                  ring16[slot * STRIDE16 + DESC_FLAGS] = flags
-              slot += 1
-              if slot == size:
-                  slot = 0
-                  wrap ^= 1
         # The first list since the last publication waits for the next one: nothing behind it can be seen until then.
         if pending:
             store_release(ring16, head * STRIDE16 + DESC_FLAGS, head_flags)
@@ -240,20 +238,24 @@ def packed_take_used(ring: PackedRing, state: Words, shadow: Words, batch: Batch
                 buffers[n * BUFFER + LENGTH] = shadow[skipped * SHADOW + LIMIT]
                 slot += packed_release(ring, state, shadow, skipped)
                 n += 1
+            if slot >= size:
+                slot -= size
+                wrap ^= 1
         buffers[n * BUFFER + ID] = ident
         buffers[n * BUFFER + LENGTH] = length
         slots = packed_release(ring, state, shadow, ident)
+        # Two branches for one sum: the processor guesses the usual one, and reads the next slot before it has this
+        # one's id. Added up, each slot would have to wait for the one before it, and for its line.
         if slots == 1:
             slot += 1
             if slot == size:
                 slot = 0
                 wrap ^= 1
-            n += 1
-            continue
-        slot += slots
-        if slot >= size:
-            slot -= size
-            wrap ^= 1
+        else:
+            slot += slots
+            if slot >= size:
+                slot -= size
+                wrap ^= 1
         n += 1
     state[NEXT_USED], state[USED_WRAP] = slot, wrap
     state[OUTSTANDING] -= n

@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing of everything that parses what a peer wrote: `python -m tests.fuzz --help`."""
