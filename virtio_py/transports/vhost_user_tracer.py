@@ -51,6 +51,7 @@ _TABLES: Final[Mapping[str, tuple[type[IntEnum], Mapping[Any, Shape]]]] = {
     REQUESTS: (BackendRequest, BACKEND_MESSAGES),
 }
 _ASKERS: Final = {MAIN: FRONT, REQUESTS: BACK}
+_OTHER: Final = {FRONT: BACK, BACK: FRONT}
 _OWN_BITS: Final = {F_LOG_ALL: "VHOST_F_LOG_ALL", F_PROTOCOL_FEATURES: "VHOST_USER_F_PROTOCOL_FEATURES"}
 _OTHER_REPLIES: Final = {
     _R.GET_SHMEM_CONFIG: Shape(VhostUserShMemConfig),
@@ -69,7 +70,7 @@ class Traced:
     """One message that passed.
 
     number: counted from 1; time: seconds since the beginning; sender: "front-end" or "back-end"; channel: "main" or
-    "requests"; kind: "request" or "reply"; fds: descriptors that came with it; values: the payload's fields by name;
+    "requests"; kind: "request", "reply", "missing" (a reply) or "bytes" (no message at all); fds: descriptors that came with it; values: the payload's fields by name;
     features: the names of the bits, for the messages that carry features; answers: the number of the request that
     this is the reply to, and seconds since then; failed: whether it is a reply that says so; broken: rules.
     """
@@ -118,7 +119,7 @@ class Tracer:
             channel,
             "request" if sender == _ASKERS[channel] else "reply",
             message.request,
-            known.name if known else f"unknown {message.request}",  # type: ignore[attr-defined]  # it is an IntEnum
+            known.name if known else f"unknown {message.request}",
             message.flags,
             len(message.payload),
             fds,
@@ -131,12 +132,13 @@ class Tracer:
         """What cannot be taken apart into messages any more: from here on only bytes are passed on."""
         self._count += 1
         broken = (Breach("framing", reason),)
-        return Traced(self._count, time, sender, channel, "request", 0, "not a message", 0, 0, 0, broken=broken)
+        return Traced(self._count, time, sender, channel, "bytes", 0, "not a message", 0, 0, 0, broken=broken)
 
     def end(self) -> list[Traced]:
-        """The requests that were never answered."""
+        """The replies that never came, each with the number of its request."""
+        broken = (Breach("answer", "a reply that never came"),)
         return [
-            evolve(request, broken=(Breach("answer", "this was never answered"),))
+            evolve(request, sender=_OTHER[request.sender], kind="missing", answers=request.number, broken=broken)
             for waiting in self._waiting.values()
             for request in waiting
         ]
