@@ -223,8 +223,9 @@ def _apart(regions: list[Any]) -> Iterator[Breach]:
 
 def _ring_index(session: Session, values: Any) -> Iterator[Breach]:
     index = values.index if hasattr(values, "index") and not callable(values.index) else values.u64 & VRING_INDEX_MASK
-    if session.queues is not None and index >= session.queues:
-        yield Breach("ring-index", f"ring {index} of {session.queues}")
+    # Network back-ends count pairs of queues, and the control queue is beside them; no message says which type it is.
+    if session.queues is not None and index > 2 * session.queues:
+        yield Breach("ring-index", f"ring {index}, where GET_QUEUE_NUM says {session.queues}")
 
 
 def _ring_size(session: Session, values: Any) -> Iterator[Breach]:

@@ -70,9 +70,10 @@ class Traced:
     """One message that passed.
 
     number: counted from 1; time: seconds since the beginning; sender: "front-end" or "back-end"; channel: "main" or
-    "requests"; kind: "request", "reply", "missing" (a reply) or "bytes" (no message at all); fds: descriptors that came with it; values: the payload's fields by name;
-    features: the names of the bits, for the messages that carry features; answers: the number of the request that
-    this is the reply to, and seconds since then; failed: whether it is a reply that says so; broken: rules.
+    "requests"; kind: "request", "reply", "missing" (a reply) or "bytes" (no message at all); fds: descriptors that
+    came with it; values: the payload's fields by name; features: the names of the bits, for the messages that carry
+    features; answers: the number of the request that this is the reply to, and seconds since then; failed: whether it
+    is a reply that says so; broken: rules.
     """
 
     number: int
