@@ -35,7 +35,7 @@ RULES: Final[Mapping[str, str]] = MappingProxyType(
         "known": "Front-end and back-end message types: a request that the table has",
         "payload": "Message payload: its size is that of the message",
         "feature": "Protocol features: a message waits for the feature that brings it",
-        "need-reply": "VHOST_USER_PROTOCOL_F_REPLY_ACK: NEED_REPLY only after it",
+        "need-reply": "VHOST_USER_PROTOCOL_F_REPLY_ACK: NEED_REPLY only with it, or after it",
         "descriptors": "Ancillary data: only the messages that say so carry descriptors, and these must",
         "offered": "Feature negotiation: only what GET_FEATURES or GET_PROTOCOL_FEATURES offered is accepted",
         "answer": "Communication: each reply belongs to a request, and each request that wants one gets one",
@@ -127,7 +127,7 @@ _REPLIES_TEACH: Final[Mapping[int, str]] = {
 
 def request(session: Session, channel: str, message: Message, shape: Shape, fds: int, values: Any) -> list[Breach]:
     """What is wrong with a request at this moment. values: its payload decoded, None if it is empty or cannot be."""
-    broken = list(_general(session, message, shape, fds))
+    broken = [*_acknowledgement(session, message, values), *_general(session, message, shape, fds)]
     if message.request not in _NUMBERS[channel]:
         return [*broken, Breach("known", f"no request is numbered {message.request}")]
     if channel == "main":
@@ -152,11 +152,17 @@ def _judged(judge: Callable[[Session, Any], Iterator[Breach]], session: Session,
     return judge(session, values) if values is not None else iter(())
 
 
+def _acknowledgement(session: Session, message: Message, values: Any) -> Iterator[Breach]:
+    accepted = session.protocol
+    if message.request == _R.SET_PROTOCOL_FEATURES and hasattr(values, "u64"):
+        accepted |= values.u64
+    if message.need_reply and not accepted & bit(ProtocolFeature.REPLY_ACK):
+        yield Breach("need-reply", "an acknowledgement is asked for without REPLY_ACK")
+
+
 def _general(session: Session, message: Message, shape: Shape, fds: int) -> Iterator[Breach]:
     if message.flags & Flag.REPLY:
         yield Breach("flags", "a request with the flag of a reply")
-    if message.need_reply and not session.has(ProtocolFeature.REPLY_ACK):
-        yield Breach("need-reply", "an acknowledgement is asked for without REPLY_ACK")
     if shape.needs is not None and not session.protocol & bit(shape.needs):
         yield Breach("feature", f"{ProtocolFeature(shape.needs).name} was not negotiated")
     if fds > shape.fds:

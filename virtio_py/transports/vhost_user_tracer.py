@@ -149,9 +149,10 @@ class Tracer:
         seen = evolve(seen, values=_fields(values), features=self._names(seen, values))
         broken += rules.request(self.session, seen.channel, message, shape, seen.fds, values)
         seen = evolve(seen, broken=tuple(broken))
+        # First what it settles: User Mode Linux wants the very message that accepts REPLY_ACK to be acknowledged.
+        self.session.learn_request(seen.channel, message, values)
         if self._is_answered(seen.channel, message, shape):
             self._waiting[seen.channel].append(seen)
-        self.session.learn_request(seen.channel, message, values)
         return seen
 
     def _is_answered(self, channel: str, message: Message, shape: Shape) -> bool:
