@@ -119,7 +119,8 @@ class Record:
     """One structure of the specification. All public attributes are derived from `layout`.
 
     name: the specification's C name; cite: where it is declared; layout: the construct declaration;
-    rules: what the specification demands of its values; value_type: the named tuple that `decode` returns. Raises UsageError for a construct that it cannot derive from.
+    rules: what the specification demands of its values; value_type: the named tuple that `decode` returns.
+    Raises UsageError for a construct that it cannot derive from.
     """
 
     def __init__(self, name: str, layout: Any, *, cite: str = "", rules: Iterable[Rule] = ()) -> None:

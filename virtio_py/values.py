@@ -1,9 +1,9 @@
-"""The type of one field's value, for whoever makes values from types. It stands alone so that to know it costs nothing."""
+"""The type of one field's value, for whoever makes values from types; apart, so that knowing it costs nothing."""
 
 from __future__ import annotations
 
 from types import GenericAlias
-from typing import Final
+from typing import Any, ClassVar
 
 
 class FieldValue:
@@ -12,4 +12,4 @@ class FieldValue:
     The fields of a record's `value_type` are annotated with it, so that Hypothesis' `from_type` finds its way.
     """
 
-    __class_getitem__: Final = classmethod(GenericAlias)
+    __class_getitem__: ClassVar[Any] = classmethod(GenericAlias)

@@ -59,9 +59,7 @@ def _blocks(max_blocks: int = 4) -> st.SearchStrategy[bytes]:
 def blk_calls(sectors: int = SECTORS) -> Calls:
     """Reads, writes and flushes of a disk of so many sectors, and the string that names it."""
     start, count = _places(sectors)
-    return st.one_of(
-        _calls("write", start, _blocks()), _calls("read", start, count), _calls("flush"), _calls("get_id")
-    )
+    return st.one_of(_calls("write", start, _blocks()), _calls("read", start, count), _calls("flush"), _calls("get_id"))
 
 
 def scsi_calls(blocks: int = SECTORS) -> Calls:

@@ -239,7 +239,9 @@ def chains(memory: GuestMemory, max_segments: int = 8) -> st.SearchStrategy[list
 
 def spoilt_chains(memory: GuestMemory, max_segments: int = 8) -> st.SearchStrategy[list[Segment]]:
     """Chains with one segment that is not memory."""
-    bad = st.builds(lambda extent, flags: Segment(*extent, flags), stray_extents(memory), st.sampled_from([0, 2]))
+    bad = st.builds(
+        lambda extent, flags: Segment(extent[0], extent[1], flags), stray_extents(memory), st.sampled_from([0, 2])
+    )
     return st.builds(
         lambda chain, segment, at: sorted(
             [*chain[: at % len(chain)], segment, *chain[at % len(chain) :]], key=lambda s: s.flags
