@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.carriers import CARRIERS, Setting
 from tests.test_every_carrier import DEVICES, Row
 from virtio_py.device import Device
 from virtio_py.devices.entropy import EntropyDevice, EntropyDriver
-from virtio_py.errors import NeedsReset, PeerError, VirtioError
+from virtio_py.errors import PeerError, VirtioError
 from virtio_py.rings.engine import REFERENCE
 from virtio_py.spec import DeviceStatus, Feature, mask
 from virtio_py.status import RING_FEATURES
@@ -61,11 +62,9 @@ def test_attacks_over_a_carrier_are_told_and_healed(carrier: str, tmp_path: Path
 def test_misused_registers_leave_a_device_that_can_be_reset(misuse: Misuse) -> None:
     carrier = InProcess(entropy(), memory_size=1 << 16)
     bare = BareDriver(carrier, features=RING_FEATURES, queue_size=8).start()
-    try:
+    with suppress(VirtioError):  # in process, the caller is told at once
         misuse.run(carrier, bare.queues[0])
         carrier.step()
-    except VirtioError:
-        pass  # in process, the caller is told at once
     bare.reset()
     assert EntropyDriver(carrier, queue_size=8).start().read(3) == b"rrr"
 
@@ -79,9 +78,12 @@ def test_a_wrapped_device_has_every_verb_of_a_device() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("betrayal", BETRAYALS, ids=lambda b: b.name)
+@pytest.mark.parametrize("betrayal", [b for b in BETRAYALS if not b.good], ids=lambda b: b.name)
 def test_a_driver_finds_out_about_a_traitor(betrayal: Betrayal, layout: str) -> None:
-    """It serves two buffers; with the third it betrays, and FAILED is set. After a reset both are friends again."""
+    """It serves two buffers; with the third it betrays, and FAILED is set. After a reset both are friends again.
+
+    An id used twice is not among these: with one buffer at a time, the second use is that of the buffer that follows.
+    """
     if layout not in betrayal.layouts:
         pytest.skip("a packed ring has no index")
     rings = RING_FEATURES if layout == "packed" else RING_FEATURES & ~mask(Feature.RING_PACKED)
@@ -90,14 +92,10 @@ def test_a_driver_finds_out_about_a_traitor(betrayal: Betrayal, layout: str) -> 
     driver = EntropyDriver(carrier, features=rings, queue_size=8).start()
     for _ in range(2):
         assert driver.read(3) == b"rrr"
-    for _ in range(betrayal.good):
-        driver.read(3)
-    with pytest.raises((PeerError, NeedsReset)) as caught:
+    with pytest.raises(PeerError):
         driver.read(3)
     assert device.betrayed
-    # On a packed ring the driver's next descriptor comes over the second use of an id before it looks there.
-    unseen = betrayal.name == "id-twice" and layout == "packed"
-    assert caught.type is NeedsReset if unseen else carrier.read_status() & DeviceStatus.FAILED
+    assert carrier.read_status() & DeviceStatus.FAILED
     driver.reset()
     assert driver.start().read(3) == b"rrr"
 
@@ -115,9 +113,7 @@ def test_a_driver_survives_what_a_device_says_of_itself(kind: str, lie: str) -> 
     row = DEVICES[kind]
     honest = row.device()
     began = time.monotonic()
-    try:
+    with suppress(VirtioError):  # to refuse such a device is as good as to cope with it
         _drive(row, LIES[lie](honest))
-    except VirtioError:
-        pass  # to refuse such a device is as good as to cope with it
     assert time.monotonic() - began < 20
     _drive(row, honest)

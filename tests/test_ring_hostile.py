@@ -476,6 +476,8 @@ def test_both_engines_come_to_the_same_whatever_is_written(
     assert reference == compiled
 
 
+@pytest.mark.clause("split.device.message-framing.2")
+@pytest.mark.clause("packed.device.scatter-gather-support.2")
 @every_layout
 def test_the_longest_queue_of_the_longest_tables_is_bounded(case: Case) -> None:
     """Each of 32768 heads names the same table of 1024 entries: one call takes what a batch holds, no more."""

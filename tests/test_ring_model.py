@@ -316,6 +316,7 @@ def test_a_queue_goes_on_from_its_state(case: Case) -> None:
         assert (made.config.state.next_available, made.config.state.next_used) == (10, 10)
 
 
+@pytest.mark.clause("packed.driver.scatter-gather-support.1")
 @every_case
 def test_what_cannot_be_a_buffer_is_refused(case: Case) -> None:
     made = pair(case, 4)
