@@ -172,7 +172,7 @@ BROKEN: dict[str, tuple[Callable[[], Machine], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", ["deaf", *(pytest.param(n, marks=pytest.mark.long) for n in BROKEN if n != "deaf")])
 def test_what_is_printed_of_a_failure_fails_in_the_same_way(name: str) -> None:
     make, longest = BROKEN[name]
     with pytest.raises(AssertionError) as caught:
