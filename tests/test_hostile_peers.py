@@ -6,16 +6,20 @@ import time
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.carriers import CARRIERS, Setting
 from tests.test_every_carrier import DEVICES, Row
 from virtio_py.device import Device
+from virtio_py.devices.console.device import ConsoleDevice
+from virtio_py.devices.console.endpoints import MemoryEndpoint
+from virtio_py.devices.console.ports import ConsolePort
 from virtio_py.devices.entropy import EntropyDevice, EntropyDriver
 from virtio_py.errors import PeerError, VirtioError
 from virtio_py.rings.engine import REFERENCE
-from virtio_py.spec import DeviceStatus, Feature, mask
+from virtio_py.spec import DeviceId, DeviceStatus, Feature, mask
 from virtio_py.status import RING_FEATURES
 from virtio_py.testing.attacks import ATTACK_CLASSES
 from virtio_py.testing.hostile_device import BETRAYALS, LIES, Betrayal, Traitor, Wrapped
@@ -28,6 +32,7 @@ from virtio_py.testing.hostile_driver import (
     Outcome,
     assault,
 )
+from virtio_py.testing.hostile_requests import OFFENCES, Offence, offend
 from virtio_py.transports.in_process import InProcess
 
 LAYOUTS = ("split", "packed")
@@ -44,6 +49,7 @@ def setting(device: Device, place: Path) -> Setting:
 
 def test_every_attack_is_of_a_known_class() -> None:
     named = [a.kind for a in (*ATTACKS, *BEHIND_A_GOOD_ONE)] + [b.kind for b in BETRAYALS] + [m.kind for m in MISUSES]
+    named += [o.kind for o in OFFENCES]
     assert set(named) <= ATTACK_CLASSES.keys()
 
 
@@ -56,6 +62,28 @@ def test_attacks_over_a_carrier_are_told_and_healed(carrier: str, tmp_path: Path
             if attack.applies(layout):
                 assert assault(transport, attack, layout) is Outcome.TOLD, f"{attack.name} on a {layout} queue"
         assert driver.start().read(5) == b"rrrrr"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("offence", OFFENCES, ids=lambda o: f"{o.device.name.lower()}-{o.name}")
+def test_bad_requests_are_bounded_and_cut_in_any_way_come_to_the_same(offence: Offence, layout: str) -> None:
+    """Whole, and in pieces of one byte: the same outcome, and afterwards a device as good as new."""
+    [row] = [row for row in DEVICES.values() if row.driver.device_id == offence.device]
+    console = offence.device == DeviceId.CONSOLE  # control messages need more ports than one
+    endpoint = MemoryEndpoint()
+    device = ConsoleDevice([ConsolePort(endpoint)], max_ports=2) if console else row.device()
+    transport = InProcess(device, memory_size=4 << 20)
+    outcomes = {offend(transport, offence, layout, piece) for piece in (None, 1)}
+    assert len(outcomes) == 1
+    assert outcomes <= {Outcome.TOLD, Outcome.USED}
+    driver: Any = row.driver(transport, queue_size=16).start()
+    if not console:
+        row.exercise(driver, device)
+        return
+    stream = driver.port(0)
+    stream.write(b"well")
+    stream.flush()
+    assert endpoint.take() == b"well"
 
 
 @pytest.mark.parametrize("misuse", MISUSES, ids=lambda m: m.name)
@@ -77,15 +105,15 @@ def test_a_wrapped_device_has_every_verb_of_a_device() -> None:
     assert verbs <= vars(Wrapped).keys()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("betrayal", [b for b in BETRAYALS if not b.good], ids=lambda b: b.name)
+@pytest.mark.parametrize(
+    ("betrayal", "layout"),
+    [pytest.param(b, layout, id=f"{b.name}-{layout}") for b in BETRAYALS if not b.good for layout in b.layouts],
+)
 def test_a_driver_finds_out_about_a_traitor(betrayal: Betrayal, layout: str) -> None:
     """It serves two buffers; with the third it betrays, and FAILED is set. After a reset both are friends again.
 
     An id used twice is not among these: with one buffer at a time, the second use is that of the buffer that follows.
     """
-    if layout not in betrayal.layouts:
-        pytest.skip("a packed ring has no index")
     rings = RING_FEATURES if layout == "packed" else RING_FEATURES & ~mask(Feature.RING_PACKED)
     device = Traitor(entropy(), betrayal, after=2)
     carrier = InProcess(device, memory_size=1 << 16, ring_features=rings)

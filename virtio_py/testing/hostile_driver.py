@@ -40,6 +40,10 @@ class BareDriver(Driver):
     def check_device(self) -> None:
         """Whatever it is."""
 
+    def filled(self, data: bytes) -> Buffer:
+        """A buffer with these bytes, the device's until a reset."""
+        return self._filled(data)
+
 
 @define
 class HostileDriver:
