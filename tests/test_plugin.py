@@ -15,6 +15,8 @@ from virtio_py.errors import UsageError
 from virtio_py.spec import Feature
 from virtio_py.testing.pairs import CARRIERS, connected
 
+pytest_plugins = ["pytester"]
+
 
 @pytest.mark.parametrize(
     ("layout", "engine", "carrier"), list(product(("split", "packed"), ("reference", "compiled"), CARRIERS))
