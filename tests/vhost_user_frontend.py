@@ -59,7 +59,8 @@ class Echo(Device):
 
 @define(eq=False)
 class Books(Shell):
-    """A shell of numbers: which descriptors are open, watched, signalled. Files have `file_size` bytes of `memory`."""
+    """A shell of numbers: which descriptors are open, watched, signalled. Files have the bytes of `memory`;
+    lent: the sealed files that were sent; files: the sealed files that came, by descriptor."""
 
     memory: bytearray = field(factory=lambda: bytearray(SIZE))
     open: set[int] = field(factory=set)
@@ -68,6 +69,8 @@ class Books(Shell):
     sent: list[tuple[int, int, bytes]] = field(factory=list)
     lines: list[str] = field(factory=list)
     bad: set[int] = field(factory=set)
+    lent: list[bytearray] = field(factory=list)
+    files: dict[int, bytearray] = field(factory=dict)
     _next: int = 100
 
     def fd(self) -> int:
@@ -108,6 +111,16 @@ class Books(Shell):
         assert fd in self.open
         request, _, payload = decode_message(message)
         self.sent.append((fd, request, payload))
+
+    def map_sealed(self, fd: int, size: int, offset: int) -> memoryview:
+        assert fd in self.open
+        found = self.files.get(fd, b"")
+        if offset + size > len(found):
+            raise MessageError("not sealed, or shorter")
+        return memoryview(found)[offset : offset + size]
+
+    def lend(self, size: int) -> None:
+        self.lent.append(bytearray(size))
 
     def log(self, line: str) -> None:
         assert "\n" not in line
