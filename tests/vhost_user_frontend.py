@@ -132,9 +132,13 @@ class FrontEnd:
     """Sends messages to a Backend, and drives its rings with the driver's half of this package."""
 
     def __init__(
-        self, engine: Engine = REFERENCE, protocol: int = PROTOCOL_FEATURES, ring_features: int = RING_FEATURES | PACKED
+        self,
+        engine: Engine = REFERENCE,
+        protocol: int = PROTOCOL_FEATURES,
+        ring_features: int = RING_FEATURES | PACKED,
+        device: Echo | None = None,
     ) -> None:
-        self.device = Echo()
+        self.device = device or Echo()
         self.books = Books()
         self.engine = engine
         self.backend = Backend(
