@@ -126,7 +126,7 @@ def test_a_driver_after_another_and_one_that_starts_again(tmp_path: Path, image:
 
 
 def test_memory_is_added_and_taken_back_piece_by_piece(tmp_path: Path, image: Path) -> None:
-    """QEMU's CONFIGURE_MEM_SLOTS. (Of what is inflight its version 7.2 keeps no account: INFLIGHT_SHMFD is not offered.)"""
+    """QEMU's CONFIGURE_MEM_SLOTS. (Its version 7.2 does not offer INFLIGHT_SHMFD.)"""
     image.write_bytes(b"qemu" * (SIZE // 4))
     with storage_daemon(tmp_path / "sock", image) as server, driving(server.socket) as driver:
         transport, queue = driver.transport, driver.queues[0]
