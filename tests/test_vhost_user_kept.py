@@ -16,6 +16,7 @@ import pytest
 
 from tests.test_vhost_user_server import open_fds
 from tests.test_vhost_user_transport import LAYOUT, Puppet, connected, liar, serving
+from tests.vhost_user_socket import await_
 from virtio_py.devices.blk.batch import Ask, BatchingBlkDriver
 from virtio_py.devices.blk.device import BlkDevice
 from virtio_py.devices.blk.driver import BlkDriver
@@ -153,8 +154,7 @@ def test_descriptors_beside_an_answer_that_breaks_off_are_closed(tmp_path: Path)
         with contextlib.closing(transport), pytest.raises(MessageError):
             BlkDriver(transport).start()
         del transport
-    gc.collect()
-    assert open_fds() == before
+    await_(lambda: gc.collect() >= 0 and open_fds() == before, "all is closed")
 
 
 # Memory slots --------------------------------------------------------------------------------------------------------

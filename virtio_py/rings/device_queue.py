@@ -99,15 +99,17 @@ class DeviceQueue(Half):
 
     def _inherit(self, left: Unfinished) -> None:
         """Takes a buffer that a device before us had taken: it is handed out before any new one."""
-        walked = take_up(self._config, self.memory, self.features, left)
+        if not 0 <= left.id < self.size:
+            raise RingError(f"buffer {left.id} was left, which the queue does not have", queue=self.index)
+        found = take_up(self._config, self.memory, self.features, left)
         row = left.id * k.SHADOW
         if self._shadow[row + k.SLOTS]:
             raise RingError(f"buffer {left.id} was left twice", queue=self.index)
-        self._shadow[row + k.SLOTS] = walked.slots
-        self._shadow[row + k.LIMIT] = walked.batch.buffers[k.WRITABLE]
+        self._shadow[row + k.SLOTS] = found.slots
+        self._shadow[row + k.LIMIT] = found.writable
         if self.layout == "packed":
-            self._state[k.OUTSTANDING] += walked.slots
-        chain = self._chain(walked.batch, 0)
+            self._state[k.OUTSTANDING] += found.slots
+        chain = self._chain(found.batch, 0)
         self._inherited.append(chain)
         self._resubmit.append(chain)
         self._taken.append(chain)

@@ -8,16 +8,16 @@ moments that count, and `take_up` walks the buffers that were left, as `DeviceQu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from virtio_py.errors import RingError
 from virtio_py.memory import GuestMemory
 from virtio_py.rings.engine import REFERENCE
 from virtio_py.rings.faults import fault
 from virtio_py.rings.half import MAX_CHAIN, make_batch
-from virtio_py.rings.kernels import Batch, Memory, PackedRing
+from virtio_py.rings.kernels import Batch, Memory, PackedRing, SplitRing
 from virtio_py.rings.kernels import common as k
-from virtio_py.rings.layouts import pvirtq_desc
+from virtio_py.rings.layouts import pvirtq_desc, virtq_avail
 from virtio_py.rings.places import Placed, device_ring
 from virtio_py.spec import Feature, PackedDescFlag, bit
 
@@ -52,53 +52,62 @@ class Tracker(Protocol):
         """These will be taken again from the ring, where they are, newest first."""
 
 
-class Walked(NamedTuple):
-    """A buffer found again: room that describes it as row 0, and the ring slots that it takes."""
+class TakenUp(NamedTuple):
+    """A buffer found again: room that describes it as row 0, the ring slots that it takes, its writable bytes."""
 
     batch: Batch
     slots: int
+    writable: int
 
 
-def take_up(config: Placed, memory: GuestMemory, features: int, left: Unfinished) -> Walked:
+def take_up(config: Placed, memory: GuestMemory, features: int, left: Unfinished) -> TakenUp:
     """Follows the chain of a buffer that was left. Raises RingError, MemoryFault: it is as little trusted as a new one.
 
-    Interpreted whatever the queue's engine is: it happens once in a device's life.
+    It is the one buffer in a ring of our own, and is taken from there. Interpreted whatever the queue's engine is: it
+    happens once in a device's life.
     """
     longest = max(config.size, MAX_CHAIN)
     ring = device_ring(config, memory, features, REFERENCE, longest)
-    batch, state, table = make_batch(REFERENCE, longest), REFERENCE.words(k.STATE_WORDS), REFERENCE.memory(memory)
-    state[k.FAULT_ID] = left.id
-    if not 0 <= left.id < config.size:
-        raise RingError(f"buffer {left.id} was left, which the queue does not have", queue=config.index)
-    if not features & bit(Feature.RING_PACKED):
-        code, slots = REFERENCE.split_walk(ring, state, table, batch, 0, 0, left.id), 1
+    table = REFERENCE.memory(memory)
+    batch, state = make_batch(REFERENCE, longest), REFERENCE.words(k.STATE_WORDS)
+    shadow = REFERENCE.words(k.SHADOW * config.size)
+    state[k.AVAILABLE_WRAP] = 1
+    if features & bit(Feature.RING_PACKED):
+        layout, take = "packed", REFERENCE.packed_take
+        ring, table = _alone_packed(ring, table, left.descriptors)
     else:
-        code, slots = _walk_copy(ring, state, table, batch, left.descriptors)
-    if code:
-        raise fault(code, state, "packed" if left.descriptors else "split", config.index)
-    if left.descriptors and (batch.buffers[k.LENGTH], batch.buffers[k.ID]) != (slots, left.id):
+        layout, take = "split", REFERENCE.split_take
+        ring = _alone_split(ring, left.id)
+    count = take(ring, state, shadow, table, batch, 1)
+    if count < 0:
+        raise fault(-count, state, layout, config.index)
+    slots, writable = (shadow[left.id * k.SHADOW + word] for word in (k.SLOTS, k.LIMIT))
+    if slots != max(len(left.descriptors) // pvirtq_desc.size, 1):
         raise RingError(f"buffer {left.id} was left with other descriptors than its own", queue=config.index)
-    return Walked(batch, slots)
+    return TakenUp(batch, slots, writable)
+
+
+def _alone_split(ring: SplitRing, head: int) -> SplitRing:
+    """With an available ring in which there is nothing but this chain."""
+    avail = virtq_avail(ring.size).encode(idx=1, ring=[head, *[0] * (ring.size - 1)])
+    return ring._replace(avail16=REFERENCE.view(memoryview(bytearray(avail)), "H"))
 
 
 _ROLES: Final = PackedDescFlag.NEXT | PackedDescFlag.WRITE | PackedDescFlag.INDIRECT
 
 
-def _walk_copy(ring: PackedRing, state: Any, memory: Memory, batch: Batch, descriptors: bytes) -> tuple[int, int]:
-    """Walks descriptors that are not in the ring any more, as a ring of their own: the first lap of one that they fill.
+def _alone_packed(ring: PackedRing, memory: Memory, descriptors: bytes) -> tuple[PackedRing, Memory]:
+    """With a descriptor ring in which these, which may not be in the real one any more, are the first lap's.
 
-    That ring is a region at no address: the walk finds it by its row, and no descriptor can name a byte of it.
+    It is a region at no address: the kernel finds it by its row, and no descriptor can name a byte of it.
     """
-    slots = len(descriptors) // pvirtq_desc.size
-    copy = bytearray(descriptors)
-    flags = 0
-    for slot in reversed(range(slots)):
-        found = pvirtq_desc.decode(copy, slot * pvirtq_desc.size)
-        flags = found.flags & _ROLES | PackedDescFlag.AVAIL
-        at = slot * pvirtq_desc.size
-        copy[at : at + pvirtq_desc.size] = pvirtq_desc.encode_values(found._replace(flags=flags))
+    copy = bytearray(pvirtq_desc.size * ring.size)
+    for at in range(0, len(descriptors), pvirtq_desc.size):
+        found = pvirtq_desc.decode(descriptors, at)
+        values = found._replace(flags=found.flags & _ROLES | PackedDescFlag.AVAIL)
+        copy[at : at + pvirtq_desc.size] = pvirtq_desc.encode_values(values)
+    view = memoryview(copy)
     rows = REFERENCE.words(len(memory.rows) + k.ROW)
     rows[: len(memory.rows)] = memory.rows
-    whole = Memory(rows, (*memory.views, memoryview(copy)))
-    alone = ring._replace(size=slots, row=len(memory.views), table=0)
-    return REFERENCE.packed_walk(alone, state, whole, batch, 0, 0, 0, 1, flags), slots
+    alone = ring._replace(row=len(memory.views), table=0, ring16=REFERENCE.view(view, "H"))
+    return alone, Memory(rows, (*memory.views, view))
