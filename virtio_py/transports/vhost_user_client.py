@@ -9,6 +9,7 @@ on the file could prevent that, and front-ends do not seal.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import select
@@ -257,7 +258,9 @@ class Client(Shell):
         """See Shell."""
         channel = self._channels.pop(fd, None)
         if channel is not None and not channel.empty:
-            self._epoll.unregister(fd)
+            # What found nobody to send it to waits, and is not watched for.
+            with contextlib.suppress(FileNotFoundError):
+                self._epoll.unregister(fd)
         self._unwatch(fd)
         owner = self._sockets.pop(fd, None)
         if owner is not None:
