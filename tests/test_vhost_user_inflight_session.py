@@ -24,6 +24,7 @@ from virtio_py.errors import PeerError
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.engine import engine_named
 from virtio_py.rings.queue import DeviceQueue, DriverQueue
+from virtio_py.spec import bit
 from virtio_py.transports import vhost_user_messages as m
 from virtio_py.transports.vhost_user_inflight_file import map_sealed, sealed_file
 from virtio_py.transports.vhost_user_inflight_layout import QueueRegionPacked, QueueRegionSplit, part_size
@@ -83,7 +84,7 @@ def set_region(front: FrontEnd, fd: int, count: int = 1, **other: int) -> bytes 
     return m.decode_message(reply).payload if reply is not None else None
 
 
-def start(front: FrontEnd, features: int, queue: DriverQueue, base: int = 0) -> None:
+def start(front: FrontEnd, queue: DriverQueue, base: int = 0) -> None:
     front.describe(queue, base)
     front.number(R.SET_VRING_KICK, queue.index, fds=1)
     front.state(R.SET_VRING_ENABLE, queue.index, 1)
@@ -131,7 +132,7 @@ def test_the_next_back_end_serves_what_the_last_one_left(
     region_fd.append(get_region(first))
     assert set_region(first, region_fd[0]) == ACKNOWLEDGED
     queue = first.queue(0, features, SIZE)
-    start(first, features, queue)
+    start(first, queue)
     add(first, queue, b"a", b"b", b"c")
     first.kick(0)
     slow(first).answer(b"b")
@@ -146,7 +147,7 @@ def test_the_next_back_end_serves_what_the_last_one_left(
     assert set_region(second, region_fd[0]) == ACKNOWLEDGED
     call = second.call(0)
     # What a front-end knows of a split ring is its used idx, of a packed one nothing that is right.
-    start(second, features, queue, 0 if layout else 1)
+    start(second, queue, 0 if layout else 1)
     assert call in second.books.signals, "the last one may have used buffers and not told"
     assert list(slow(second).chains) == [b"a", b"c", b"d"]
     slow(second).answer(b"c", b"d", b"a")
@@ -165,7 +166,7 @@ def test_a_driver_that_resets_has_nothing_inflight(region_fd: list[int], layout:
     assert set_region(front, region_fd[0]) == ACKNOWLEDGED
     for reset in ("device", "features", "ring"):
         queue = front.queue(0, features, SIZE)
-        start(front, features, queue, 1 << 15 if layout else 0)
+        start(front, queue, 1 << 15 if layout else 0)
         add(front, queue, b"a", b"b")
         front.kick(0)
         slow(front).answer(b"b")
@@ -180,11 +181,36 @@ def test_a_driver_that_resets_has_nothing_inflight(region_fd: list[int], layout:
             # The base that comes back at the next start is not the one that was told.
             assert front.base(0) != (1 << 15 if layout else 0)
     queue = front.queue(0, features, SIZE)
-    start(front, features, queue, 1 << 15 if layout else 0)
+    start(front, queue, 1 << 15 if layout else 0)
     assert not slow(front).chains
     add(front, queue, b"c")
     front.kick(0)
     assert list(slow(front).chains) == [b"c"]
+
+
+@both_layouts
+def test_a_driver_that_writes_0_to_the_status_has_nothing_inflight(region_fd: list[int], layout: int) -> None:
+    features = BASIC | layout
+    front = FrontEnd(device=Slow())
+    front.number(R.SET_PROTOCOL_FEATURES, bit(m.ProtocolFeature.STATUS))
+    for text in (b"a", b"b"):
+        front.number(R.SET_FEATURES, features)
+        front.share()
+        if not region_fd:
+            region_fd.append(get_region(front))
+            assert set_region(front, region_fd[0]) == ACKNOWLEDGED
+        for status in (1, 3, 11):
+            front.number(R.SET_STATUS, status)
+        queue = front.queue(0, features, SIZE)
+        start(front, queue, 1 << 15 if layout else 0)
+        front.number(R.SET_STATUS, 15)
+        add(front, queue, b"first", text)
+        front.kick(0)
+        assert list(slow(front).chains) == [b"first", text]
+        # It cannot go back into the ring: what was taken after it has been used.
+        slow(front).answer(text)
+        slow(front).chains.clear()
+        front.number(R.SET_STATUS, 0)
 
 
 @both_layouts
@@ -195,7 +221,7 @@ def test_a_stopped_ring_can_go_on_without_its_region(region_fd: list[int], layou
     region_fd.append(get_region(front))
     assert set_region(front, region_fd[0]) == ACKNOWLEDGED
     queue = front.queue(0, features, SIZE)
-    start(front, features, queue, 1 << 15 if layout else 0)
+    start(front, queue, 1 << 15 if layout else 0)
     add(front, queue, b"a", b"b", b"c")
     front.kick(0)
     slow(front).answer(b"a")
@@ -207,7 +233,7 @@ def test_a_stopped_ring_can_go_on_without_its_region(region_fd: list[int], layou
     fresh = sealed_file(os.fstat(region_fd[0]).st_size)
     region_fd.append(fresh)
     assert set_region(front, fresh) == ACKNOWLEDGED
-    start(front, features, queue, base)
+    start(front, queue, base)
     assert list(slow(front).chains) == [b"b", b"c"]
 
 
