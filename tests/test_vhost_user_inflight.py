@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.ring_matrix import CASES, Case, Pair, pair
+from virtio_py.errors import PeerError
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.rings.layouts import pvirtq_desc, virtq_used
@@ -39,6 +40,75 @@ def test_layouts_are_those_of_the_protocol() -> None:
     # What libvhost-user and DPDK take for a queue of 128, so that a region can be handed from one to the other.
     assert part_size(False, 128) == 2112
     assert part_size(True, 128) == 4160
+
+
+# Regions that no back-end leaves --------------------------------------------------------------------------------------
+
+Entries = list[dict[str, int]]
+
+
+def split_region(entries: Entries, **head: int) -> bytes:
+    desc = [*entries, *[{"inflight": 0}] * (SIZE - len(entries))]
+    return QueueRegionSplit(SIZE).encode(**({"version": 1, "desc_num": SIZE, "desc": desc} | head))
+
+
+def packed_region(entries: Entries, **head: int) -> bytes:
+    """The entries, and free ones behind them."""
+    free: Entries = [{"next": n + 1} for n in range(len(entries), ENTRIES["packed"])]
+    start = {"version": 1, "desc_num": ENTRIES["packed"], "used_wrap_counter": 1, "old_used_wrap_counter": 1}
+    start |= {"free_head": len(entries), "old_free_head": len(entries)}
+    return QueueRegionPacked(ENTRIES["packed"]).encode(**(start | {"desc": [*entries, *free]} | head))
+
+
+BUFFER = {"inflight": 1, "num": 1, "last": 0, "len": 1, "addr": 0x1000}
+REGIONS: dict[str, tuple[str, bytes]] = {
+    "split, version": ("split", split_region([], version=2)),
+    "split, entries": ("split", split_region([], desc_num=SIZE + 1)),
+    "split, a last batch longer than the ring": ("split", split_region([], used_idx=0xFFFF - SIZE)),
+    "split, a last batch of what is no buffer": ("split", split_region([], used_idx=0xFFFF, last_batch_head=SIZE)),
+    "packed, version": ("packed", packed_region([], version=0xFFFF)),
+    "packed, entries": ("packed", packed_region([], desc_num=SIZE)),
+    "packed, next used": ("packed", packed_region([], used_idx=SIZE)),
+    "packed, next used before": ("packed", packed_region([], old_used_idx=SIZE)),
+    "packed, free list comes back": ("packed", packed_region([{"next": 0}], free_head=0, old_free_head=0)),
+    "packed, free list leaves": ("packed", packed_region([{"next": 12}], free_head=0, old_free_head=0)),
+    "packed, free list begins outside": ("packed", packed_region([], free_head=12, old_free_head=12)),
+    "packed, an entry is lost": ("packed", packed_region([{"next": 1}])),
+    "packed, a list of none": ("packed", packed_region([BUFFER | {"num": 0}])),
+    "packed, a list that ends elsewhere": ("packed", packed_region([BUFFER | {"last": 1}])),
+    "packed, a list into the free ones": ("packed", packed_region([BUFFER | {"num": 2, "last": 1, "next": 1}])),
+    "packed, an id that is none": ("packed", packed_region([BUFFER | {"id": SIZE}])),
+    "packed, one id twice": ("packed", packed_region([BUFFER, BUFFER | {"last": 1}])),
+    "packed, more descriptors than slots": ("packed", packed_region([BUFFER | {"last": n} for n in range(9)])),
+    "packed, a list that goes on": ("packed", packed_region([BUFFER | {"flags": 1}])),
+    "packed, a list that ends before": (
+        "packed",
+        packed_region([BUFFER | {"num": 2, "last": 1, "next": 1}, {"addr": 0x1000, "len": 1}]),
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", REGIONS)
+def test_a_region_that_no_back_end_leaves_is_an_error_of_the_peer(wrong: str) -> None:
+    layout, content = REGIONS[wrong]
+    [case] = [c for c in CASES if str(c) == f"{layout}-reference"]
+    world = World(case)
+    world.region[: len(content)] = content
+    with pytest.raises(PeerError):
+        world.again()
+
+
+def test_regions_like_those_are_right() -> None:
+    """So that each of them is wrong in one thing."""
+    for layout, content, left in (
+        ("split", split_region([{"inflight": 1}]), 1),
+        ("packed", packed_region([BUFFER, BUFFER | {"last": 1, "id": 1}]), 2),
+    ):
+        [case] = [c for c in CASES if str(c) == f"{layout}-reference"]
+        world = World(case)
+        world.region[: len(content)] = content
+        world.again()
+        assert len(world.queue.take()) == left
 
 
 # A life that ends at a store ----------------------------------------------------------------------------------------
