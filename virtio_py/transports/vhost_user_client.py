@@ -9,6 +9,7 @@ on the file could prevent that, and front-ends do not seal.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import select
@@ -25,6 +26,7 @@ from virtio_py.errors import Disconnected, MessageError
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.status import RING_FEATURES
 from virtio_py.transports.vhost_user_backend import Backend
+from virtio_py.transports.vhost_user_inflight_file import map_sealed, sealed_file
 from virtio_py.transports.vhost_user_messages import MAX_FDS, Assembler
 from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES, Shell
 from virtio_py.watch import wait_ready
@@ -91,6 +93,7 @@ class Client(Shell):
         self._assembler = Assembler()
         self._fds: list[int] = []
         self._replies = Outbox(connection)
+        self._lent: list[int] = []
         self._channels: dict[int, Outbox] = {}
         self._sockets: dict[int, socket.socket] = {}
         self._kicks: dict[int, int] = {}
@@ -176,8 +179,23 @@ class Client(Shell):
             return
         fds, self._fds = self._fds, []
         reply = self._backend.receive(message, fds)
-        if reply is not None:
-            self._replies.push(reply)
+        if reply is not None and (left := self._beside(reply)):
+            self._replies.push(left)
+
+    def _beside(self, reply: bytes) -> bytes:
+        """Sends a reply with the descriptors that go beside it, if there are any; what is left of it to be sent."""
+        lent, self._lent = self._lent, []
+        if not lent:
+            return reply
+        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", lent))]
+        try:
+            sent = self._connection.sendmsg([reply], control, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise Disconnected(f"the front-end does not take a descriptor: {error.strerror}") from error
+        finally:
+            for fd in lent:
+                os.close(fd)
+        return reply[sent:]
 
     def _receive_part(self) -> bytes:
         space = socket.CMSG_SPACE(MAX_FDS * 4)
@@ -200,9 +218,9 @@ class Client(Shell):
     def end(self) -> None:
         """Lets go of everything that the front-end gave us, and of the connection."""
         self._backend.close()
-        for fd in self._fds:
+        for fd in self._fds + self._lent:
             os.close(fd)
-        self._fds = []
+        self._fds, self._lent = [], []
         self._epoll.close()
         self._connection.close()
 
@@ -225,11 +243,24 @@ class Client(Shell):
             raise MessageError(f"a region cannot be mapped: {error}") from error
         return memoryview(mapping)[offset - start : offset - start + size]
 
+    def map_sealed(self, fd: int, size: int, offset: int) -> memoryview:
+        """See Sealed."""
+        return map_sealed(fd, size, offset, self.map)
+
+    def lend(self, size: int) -> None:
+        """See Shell."""
+        try:
+            self._lent.append(sealed_file(size))
+        except OSError as error:
+            raise MessageError(f"no file of {size} bytes can be had: {error.strerror}") from error
+
     def close(self, fd: int) -> None:
         """See Shell."""
         channel = self._channels.pop(fd, None)
         if channel is not None and not channel.empty:
-            self._epoll.unregister(fd)
+            # What found nobody to send it to waits, and is not watched for.
+            with contextlib.suppress(FileNotFoundError):
+                self._epoll.unregister(fd)
         self._unwatch(fd)
         owner = self._sockets.pop(fd, None)
         if owner is not None:
