@@ -7,7 +7,7 @@ messages) into the verbs of `DeviceEnd`, and carries out the two verbs of `Notif
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Final, NamedTuple, Protocol, TypeVar
 
 from attrs import define, field
@@ -15,6 +15,7 @@ from attrs import define, field
 from virtio_py.config_space import ConfigSpace
 from virtio_py.errors import MessageError, NegotiationError, PeerError, UsageError
 from virtio_py.memory import GuestMemory
+from virtio_py.resources import Capability, ResourceType
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.rings.queue import DeviceQueue, QueueConfig, QueueState
@@ -96,6 +97,14 @@ class Device:
 
     def queue_reset(self, index: int) -> None:
         """The driver has reset one queue (2.6.1): forgets its deferred chains."""
+
+    def capabilities(self) -> Mapping[int, Capability]:
+        """What a driver may enable by administration commands, by capability id (0x800 … 0xfff)."""
+        return {}
+
+    def resource_types(self) -> Mapping[int, ResourceType]:
+        """The types of resource objects that a driver may create by administration commands (0x200 … 0x4ff)."""
+        return {}
 
     def watch(self) -> Sequence[Watch]:
         """The descriptors behind the device that it waits for now; asked before every wait, by whatever serves it."""
