@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from attrs import Factory, define, field
+from attrs import Factory, define, evolve, field
 
 from virtio_py.errors import RingError, UsageError
 from virtio_py.memory import DirtyLog, GuestMemory
@@ -221,16 +221,25 @@ class DeviceQueue(Half):
         them back to the newest one that was returned; those before it, out of order, only a reset frees.
         """
         if not self._stopped:
+            point = self.resume_point
             self._stopped = True
-            self._rewind(list(takewhile(lambda chain: self.in_order or not chain.used, reversed(self._taken))))
+            self._set_state(point)
         return self.state
 
-    def _rewind(self, chains: Sequence[Chain]) -> None:
+    @property
+    def resume_point(self) -> QueueState:
+        """Where another device would go on with the queue, were this one to stop now (see `stop`)."""
+        held = {id(chain) for chain in self._held}
+        return self._rewound(
+            list(takewhile(lambda c: self.in_order or not c.used or id(c) in held, reversed(self._taken)))
+        )
+
+    def _rewound(self, chains: Sequence[Chain]) -> QueueState:
         slots = sum(self._shadow[chain.id * k.SHADOW + k.SLOTS] for chain in chains)
-        position = self._state[k.NEXT_AVAILABLE] - slots
+        state = self.state
+        position = state.next_available - slots
         if self.layout == "split":
-            position &= 0xFFFF
-        elif position < 0:
-            position += self.size
-            self._state[k.AVAILABLE_WRAP] ^= 1
-        self._state[k.NEXT_AVAILABLE] = position
+            return evolve(state, next_available=position & 0xFFFF)
+        if position >= 0:
+            return evolve(state, next_available=position)
+        return evolve(state, next_available=position + self.size, available_wrap=state.available_wrap ^ 1)
