@@ -95,19 +95,34 @@ class Shelf(EntropyDevice):
         self.towers.clear()
 
 
+class Carrier(InProcess):
+    """Lets something else go on whenever the owner's driver waits."""
+
+    idle: Callable[[], object] | None = None
+
+    def wait(self, timeout: float) -> None:
+        if self.idle is not None:
+            self.idle()
+        super().wait(min(timeout, 0.001))
+
+
 @define(eq=False)
 class Owner:
     """A device with administration virtqueues, its driver started, and what a hostile driver needs."""
 
-    carrier: InProcess
+    carrier: Carrier
     driver: Driver
     functions: SriovGroup | None
 
     def raw(self, readable: bytes, writable: int, queue: int = 0) -> tuple[bytes, int]:
         """Any bytes as a command: what came back, and the used length."""
-        [answer], length = self.driver.transact(
-            self.driver.admin_queues[queue], [readable] if readable else [], [writable] if writable else []
-        ) if writable else self._silent(readable, queue)
+        [answer], length = (
+            self.driver.transact(
+                self.driver.admin_queues[queue], [readable] if readable else [], [writable] if writable else []
+            )
+            if writable
+            else self._silent(readable, queue)
+        )
         return answer, length
 
     def _silent(self, readable: bytes, queue: int) -> tuple[list[bytes], int]:
@@ -166,7 +181,7 @@ def owner(device: Device | None = None, members: Sequence[Member] = (), queues: 
     """An owner of these members; without any it has no virtual functions."""
     own = EntropyDevice() if device is None else device
     functions = SriovGroup(members, **options) if members else None
-    carrier = InProcess(own, memory_size=4 << 20, admin=Administration(own, functions, count=queues))
+    carrier = Carrier(own, memory_size=4 << 20, admin=Administration(own, functions, count=queues))
     kind = EntropyDriver if device is None or isinstance(device, EntropyDevice) else None
     assert kind is not None
     driver = kind(carrier, features=RING_FEATURES | bit(Feature.ADMIN_VQ)).start()

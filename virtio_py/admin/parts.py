@@ -191,11 +191,13 @@ def restore(member: Member) -> None:
     status = _number(parts[PartType.DEVICE_STATUS, NO_SELECTOR])
     configs = [(_config_of(member, index, parts), _cfg(parts, index)) for index in range(member.end.num_queues)]
     _check_queues(member.end, features, [config for config, cfg in configs if cfg.enabled])
-    _check_negotiation(member.end, features, status)
+    # Only a legacy driver begins without VERSION_1, and it knows no FEATURES_OK.
+    legacy = not features & bit(Feature.VERSION_1) and not status & DeviceStatus.FEATURES_OK
+    _check_negotiation(member.end, features, status, legacy)
     own = {key: part.value for key, part in parts.items() if key[0] not in _COMMON}
     member.unstage()
     member.end.write_status(0)
-    with legacy_access(member.end, not features & bit(Feature.VERSION_1)):
+    with legacy_access(member.end, legacy):
         _replay(member, features, status, configs, own)
 
 
@@ -225,8 +227,8 @@ def _check_queues(end: DeviceEnd, features: int, configs: list[QueueConfig]) -> 
             raise Refused(AdminStatus.EINVAL, str(error)) from error
 
 
-def _check_negotiation(end: DeviceEnd, features: int, status: int) -> None:
-    with legacy_access(end, not features & bit(Feature.VERSION_1)):
+def _check_negotiation(end: DeviceEnd, features: int, status: int, legacy: bool) -> None:
+    with legacy_access(end, legacy):
         reason = end.refusal(features)
     if reason is not None and status & (DeviceStatus.FEATURES_OK | DeviceStatus.DRIVER_OK):
         raise Refused(AdminStatus.EINVAL, reason)
