@@ -66,7 +66,8 @@ class Capability:
     accept: takes the data of VIRTIO_ADMIN_CMD_DRIVER_CAP_SET; raises Refused for more than was offered. It is not
             called while objects exist that need the capability; `Device.reset` forgets what it took.
 
-    Data from a driver may be cut short or have anything behind it: what is missing is zero, what is too much ignored.
+    What a driver sent is never shorter than the offer, but may have something behind its end, which is to be ignored. A
+    capability that is set to zeros is not set.
     """
 
     offer: Callable[[], bytes]
@@ -84,7 +85,8 @@ class ResourceType:
     query:   the data of the last create or modify
     modify:  None where the objects cannot be modified
 
-    Data is as in Capability. `Device.reset` forgets the objects.
+    Data from a driver may be cut short or have something behind it: what is missing is zero, what is too much ignored
+    (see `padded`). `Device.reset` forgets the objects.
     """
 
     needs: tuple[int, ...]

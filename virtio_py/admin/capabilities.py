@@ -39,7 +39,7 @@ class CapabilityTable:
 
     def enabled(self, ids: Iterable[int]) -> bool:
         """Whether the driver has set all of these capabilities, to more than zeros."""
-        return all(any(self._chosen.get(ident, b"")) for ident in ids)
+        return all(self._chosen.get(ident) for ident in ids)
 
     def reset(self) -> None:
         """The device was reset, and has forgotten what the driver had chosen."""
@@ -54,12 +54,14 @@ class CapabilityTable:
     def _set(self, request: Request) -> bytes:
         head = virtio_admin_cmd_cap_set_data
         capability, ident = self._find(request.data), self._ident(request.data)
-        chosen = padded(request.data[head.size :], len(capability.offer()))
+        # Never shorter than what was offered, but an array may have fewer entries: how long it is, it says itself.
+        wanted = request.data[head.size :].ljust(len(capability.offer()), b"\0")
+        chosen = wanted.rstrip(b"\0")
         if chosen == self._chosen.get(ident):
             return b""
         if self.in_use(ident):
             raise Refused(AdminStatus.EBUSY, f"objects need capability {ident:#x} as it is")
-        capability.accept(chosen)
+        capability.accept(wanted)
         self._chosen[ident] = chosen
         return b""
 

@@ -57,7 +57,7 @@ class AdminClient:
             raise UsageError("the driver has no administration virtqueue")
 
     def send(self, group: int, opcode: int, member: int, data: bytes, room: int, *, queue: int = 0) -> bytes:
-        """One command: what it results in, `room` bytes, zeros behind what the device wrote. Raises AdminFailed."""
+        """One command: what it results in, as far as the device wrote it into `room` bytes. Raises AdminFailed."""
         head = virtio_admin_cmd.encode(opcode=opcode, group_type=group, group_member_id=member)
         for _ in range(self.retries + 1):
             status, result = self._once(head + data, room, queue)
@@ -70,8 +70,7 @@ class AdminClient:
     def _once(self, readable: bytes, room: int, queue: int) -> tuple[Any, bytes]:
         size = virtio_admin_cmd_status.size
         [answer], length = self.driver.transact(self.driver.admin_queues[queue], [readable], [size + room])
-        answer = padded(answer[:length], size + room)
-        return virtio_admin_cmd_status.decode(answer), answer[size:]
+        return virtio_admin_cmd_status.decode(padded(answer[:length], size)), answer[size:length]
 
 
 def whole_units(size: int) -> int:
@@ -109,19 +108,18 @@ class GroupClient:
         self.command(Opcode.LIST_USE, 0, data)
         self.used = wanted
 
-    def command(self, opcode: Opcode, member: int, data: bytes = b"", room: int = 0, *, exact: bool = False) -> bytes:
-        """One command for a member. Raises UsageError for one that is not used, or for a member that is not there.
+    def command(self, opcode: Opcode, member: int, data: bytes = b"", room: int = 0) -> bytes:
+        """One command for a member: what it results in, which may be less than there is room for. Raises UsageError
+        for one that is not used, or for a member that is not there; AdminFailed."""
+        return self.exactly(opcode, member, padded(data, whole_units(len(data))), whole_units(room))
 
-        Lengths are rounded up to whole units of 64 bits, but with `exact`: the legacy interface has no other way of
-        saying how much is to be read or written.
-        """
+    def exactly(self, opcode: Opcode, member: int, data: bytes, room: int) -> bytes:
+        """The same in lengths that are not rounded up to 64 bits: the legacy interface has no other way of saying how
+        much is to be read or written."""
         if opcode not in self.used:
             raise UsageError(f"{opcode.name} is not among the commands that are used")
         self._check_member(opcode, member)
-        if exact:
-            return self.admin.send(self.type, opcode, member, data, room)
-        answer = self.admin.send(self.type, opcode, member, padded(data, whole_units(len(data))), whole_units(room))
-        return answer[:room]
+        return self.admin.send(self.type, opcode, member, data, room)
 
     def _check_member(self, opcode: Opcode, member: int) -> None:
         if self.registers is None:

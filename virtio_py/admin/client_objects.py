@@ -22,6 +22,7 @@ from virtio_py.admin.layout import (
 )
 from virtio_py.errors import UsageError
 from virtio_py.records import Record
+from virtio_py.resources import padded
 
 CAP_ROOM: Final = 4096
 """Bytes of room for a capability, and for an object's data."""
@@ -33,7 +34,8 @@ def within_limits(record: Record) -> Within:
     """Of a capability that is limits only: no field is larger than what is offered."""
 
     def within(offered: bytes, chosen: bytes) -> bool:
-        pairs = zip(_flat(record.decode(offered)), _flat(record.decode(chosen)), strict=True)
+        limits, wishes = (record.decode(padded(data, record.size)) for data in (offered, chosen))
+        pairs = zip(_flat(limits), _flat(wishes), strict=True)
         return all(wanted <= most for most, wanted in pairs)
 
     return within
@@ -68,7 +70,7 @@ class CapabilityClient:
         return numbers_of(self.group.command(Opcode.CAP_ID_LIST_QUERY, 0, room=LIST_ROOM + CAP_ROOM))
 
     def offered(self, ident: int) -> bytes:
-        """What the device offers, zeros behind it. Raises AdminFailed."""
+        """What the device offers; zeros may be behind it. Raises AdminFailed."""
         return self.group.command(Opcode.DEVICE_CAP_GET, 0, virtio_admin_cmd_cap_get_data.encode(id=ident), CAP_ROOM)
 
     def set(self, ident: int, data: bytes, within: Within) -> None:
@@ -120,7 +122,7 @@ class ObjectClient:
         self.group.command(Opcode.RESOURCE_OBJ_MODIFY, self.member, _data(kind.type, ident) + data)
 
     def query(self, kind: ObjectKind, ident: int, room: int = CAP_ROOM) -> bytes:
-        """An object's data, zeros behind it. Raises UsageError if there is no such object, AdminFailed."""
+        """An object's data; zeros may be behind it. Raises UsageError if there is no such object, AdminFailed."""
         self._check_live(kind, ident)
         return self.group.command(Opcode.RESOURCE_OBJ_QUERY, self.member, _data(kind.type, ident), room)
 

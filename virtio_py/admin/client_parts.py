@@ -33,6 +33,7 @@ from virtio_py.admin.parts_layout import (
     virtio_resource_obj_dev_parts,
 )
 from virtio_py.errors import UsageError
+from virtio_py.resources import padded
 
 DEV_PARTS: Final = ObjectKind(OBJ_DEV_PARTS, (DEV_PARTS_CAP,))
 
@@ -77,7 +78,7 @@ class MemberClient:
         """Type and selector of each part that the device has."""
         head = virtio_admin_cmd_dev_parts_metadata_result
         room = head.size + virtio_dev_part_hdr.size * self._count(Metadata.COUNT)
-        answer = self._ask(Opcode.DEV_PARTS_METADATA_GET, Metadata.LIST, b"", room)
+        answer = padded(self._ask(Opcode.DEV_PARTS_METADATA_GET, Metadata.LIST, b"", room), room)
         count = head.decode(answer).count
         return list(decode_headers(answer[head.size : head.size + count * virtio_dev_part_hdr.size]))
 
@@ -112,7 +113,8 @@ class MemberClient:
 
     def _count(self, kind: Metadata) -> int:
         head = virtio_admin_cmd_dev_parts_metadata_result
-        count: int = head.decode(self._ask(Opcode.DEV_PARTS_METADATA_GET, kind, b"", head.size)).count
+        answer = self._ask(Opcode.DEV_PARTS_METADATA_GET, kind, b"", head.size)
+        count: int = head.decode(padded(answer, head.size)).count
         return count
 
     def _ask(self, opcode: Opcode, kind: int, headers: bytes, room: int) -> bytes:

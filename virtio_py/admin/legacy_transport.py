@@ -23,6 +23,7 @@ from virtio_py.driver import Transport
 from virtio_py.errors import NegotiationError, PeerError, UsageError
 from virtio_py.memory import Arena
 from virtio_py.records import Record
+from virtio_py.resources import padded
 from virtio_py.rings.queue import DriverQueue
 from virtio_py.status import LEGACY_FEATURES
 
@@ -68,11 +69,11 @@ class LegacyTransport(Transport):
 
     def _read(self, opcode: Opcode, offset: int, length: int) -> bytes:
         data = virtio_admin_cmd_legacy_rd_data.encode(offset=offset)
-        return self._group.command(opcode, self._member, data, length, exact=True)
+        return padded(self._group.exactly(opcode, self._member, data, length), length)
 
     def _write(self, opcode: Opcode, offset: int, data: bytes) -> None:
         head = virtio_admin_cmd_legacy_wr_data.encode(offset=offset)
-        self._group.command(opcode, self._member, head + data, exact=True)
+        self._group.exactly(opcode, self._member, head + data, 0)
 
     def _get(self, name: str) -> int:
         record = virtio_pci_legacy_common_cfg
@@ -89,7 +90,8 @@ class LegacyTransport(Transport):
         if Opcode.LEGACY_NOTIFY_INFO not in self._group.used:
             return []
         record = virtio_admin_cmd_legacy_notify_info_result
-        entries = record.decode(self._group.command(Opcode.LEGACY_NOTIFY_INFO, self._member, room=record.size)).entries
+        answer = self._group.command(Opcode.LEGACY_NOTIFY_INFO, self._member, room=record.size)
+        entries = record.decode(padded(answer, record.size)).entries
         found = []
         for entry in entries:
             if entry.flags == NotifyPlace.END:
