@@ -132,7 +132,8 @@ class Device:
         return False
 
     def set_part(self, part_type: int, selector: bytes, value: bytes) -> None:
-        """Sets a part that `takes_part` has found good; called between `negotiated` and `activate`."""
+        """Sets a part that `takes_part` has found good; called between `negotiated` and `activate`. Raises PeerError if
+        it does not go with the negotiated features."""
 
     def watch(self) -> Sequence[Watch]:
         """The descriptors behind the device that it waits for now; asked before every wait, by whatever serves it."""
@@ -503,8 +504,12 @@ class DeviceEnd:
 
     def attend(self, watch: Watch) -> None:
         """One of the descriptors that `Device.watch` named is ready. A fault found on the way ends as in any queue."""
+        self.guard(watch.ready)
+
+    def guard(self, work: Callable[[], object]) -> None:
+        """Does work on behalf of the driver: a PeerError that comes out of it becomes DEVICE_NEEDS_RESET."""
         try:
-            watch.ready()
+            work()
         except PeerError as error:
             self.needs_reset(error)
 

@@ -24,7 +24,7 @@ from virtio_py.admin.layout import (
 )
 from virtio_py.admin.member import NO_VECTOR, Member
 from virtio_py.device import DeviceEnd
-from virtio_py.errors import PeerError, RingError
+from virtio_py.errors import RingError
 from virtio_py.records import Record
 from virtio_py.resources import AdminQualifier, AdminStatus, Refused, padded
 from virtio_py.rings.places import legacy_places
@@ -80,7 +80,7 @@ class LegacyRegisters:
         with legacy_access(self.member.end):
             now = self._value(name)
             value = int.from_bytes(now[:at] + data + now[at + len(data) :], "little")
-            self._attempt(lambda: self._store(name, value))
+            self.member.end.guard(lambda: self._store(name, value))
 
     def read_device(self, offset: int, length: int) -> bytes:
         """Raises Refused for what is not of one field."""
@@ -94,13 +94,7 @@ class LegacyRegisters:
 
     def notify(self, queue: int) -> None:
         """Queue Notify, or a notification at one of the member's addresses: the same thing."""
-        self._attempt(lambda: self._notify(queue))
-
-    def _attempt(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except PeerError as error:
-            self.member.end.needs_reset(error)
+        self.member.end.guard(lambda: self._notify(queue))
 
     def _notify(self, queue: int) -> None:
         end = self.member.end

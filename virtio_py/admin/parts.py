@@ -249,7 +249,7 @@ def _replay(
         if cfg.enabled:
             end.enable_queue(config.index)
     for (kind, selector), value in own.items():
-        end.device.set_part(kind, selector, value)
+        end.guard(partial(end.device.set_part, kind, selector, value))
     if status & begun:
         end.write_status(end.read_status() | DeviceStatus.DRIVER_OK)
     write(DeviceStatus.FAILED)

@@ -18,7 +18,8 @@ from typing import Any, ClassVar, Final
 from attrs import Attribute, define, field, setters, validators
 
 from virtio_py.device import Device, DeviceEnd, QueueSpec
-from virtio_py.devices.net.control import serve_command
+from virtio_py.devices.net import parts
+from virtio_py.devices.net.control import Refused, carry_out, serve_command
 from virtio_py.devices.net.counters import CoalescingTable, Counts, Role
 from virtio_py.devices.net.filtering import ReceiveFilter
 from virtio_py.devices.net.flow_filter import FlowTable
@@ -140,6 +141,7 @@ class NetDevice(Device):
     filter: ReceiveFilter = field(init=False, factory=ReceiveFilter)
     steering: Steering = field(init=False, factory=Steering)
     coalescing: CoalescingTable = field(init=False, factory=CoalescingTable)
+    configured: dict[tuple[int, int], bytes] = field(init=False, factory=dict)
     reception: Reception = field(init=False, factory=Reception)
     flows: FlowTable = field(init=False, factory=FlowTable)
     _flow_objects: FlowObjects = field(init=False)
@@ -291,8 +293,25 @@ class NetDevice(Device):
         self.filter, self.steering, self.coalescing = ReceiveFilter(), Steering(), CoalescingTable()
         self.reception, self.flows = Reception(), FlowTable()
         self._flow_objects = FlowObjects(self.flows)
+        self.configured.clear()
         self._counts.clear()
         self.port.reset()
+
+    def parts(self) -> Mapping[tuple[int, bytes], bytes]:
+        """What the driver has configured by control commands."""
+        return parts.parts_of(self.configured, self.filter.vlans)
+
+    def takes_part(self, part_type: int, selector: bytes, value: bytes) -> bool:
+        """Whether it is the configuration that a control command makes."""
+        return parts.takes(part_type, selector, value)
+
+    def set_part(self, part_type: int, selector: bytes, value: bytes) -> None:
+        """Makes the configuration anew. Raises PeerError if the negotiated features do not go with it."""
+        for command, data in parts.commands_of(selector, value):
+            try:
+                carry_out(self, command, data)
+            except Refused as refused:
+                raise RequestError(f"a part that cannot be set: {refused}") from refused
 
     def capabilities(self) -> Mapping[int, Capability]:
         """Those of flow filters."""
