@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from attrs import define
+from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,7 +40,7 @@ from virtio_py.devices.entropy import EntropyDevice, EntropyDriver
 from virtio_py.driver import Driver
 from virtio_py.errors import UsageError
 from virtio_py.pci.extended_sriov import pci_sriov
-from virtio_py.resources import AdminQualifier, AdminStatus
+from virtio_py.resources import AdminQualifier, AdminStatus, Capability, ResourceType
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
 from virtio_py.spec import DeviceStatus, Feature, bit
@@ -146,6 +146,34 @@ def test_after_a_reset_the_same_list_is_there_and_may_be_used_again() -> None:
     for group, opcodes in before.items():
         assert listed(found, group) >= opcodes
         assert found.send(Opcode.LIST_USE, group, 0, command_list(*opcodes)).state == OK
+
+
+@pytest.mark.clause("admin.device.group-cmds.18", "admin.device.group-cmds.19")
+def test_commands_may_come_and_do_not_go() -> None:
+    device = Fickle(has=False)
+    found = owner(device)
+    few = listed(found)
+    device.has = True
+    many = listed(found)
+    assert few < many
+    found.use_all()
+    device.has = False
+    assert listed(found) == many
+    assert numbers_of(found.send(Opcode.CAP_ID_LIST_QUERY).result) == set()
+    assert found.send(Opcode.DEVICE_CAP_GET, data=CAP.to_bytes(8, "little")).state[0] == AdminStatus.ENXIO
+
+
+@define(eq=False)
+class Fickle(Shelf):
+    """A shelf that is not always one."""
+
+    has: bool = field(default=True, kw_only=True)
+
+    def capabilities(self) -> dict[int, Capability]:
+        return Shelf.capabilities(self) if self.has else {}
+
+    def resource_types(self) -> dict[int, ResourceType]:
+        return Shelf.resource_types(self) if self.has else {}
 
 
 def sriov(**changes: Any) -> bytearray:

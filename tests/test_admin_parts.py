@@ -608,6 +608,27 @@ def test_parts_that_end_early_are_no_parts() -> None:
     assert len(list(decode_parts(whole + bytes(100)))) == 2
 
 
+class Private(BlkDevice):
+    """A disk that counts how often somebody looks at its configuration."""
+
+    looks = 0
+
+    def read_config(self) -> bytes:
+        self.looks += 1
+        return BlkDevice.read_config(self)
+
+
+@pytest.mark.clause("admin-parts.driver.device-parts.3")
+def test_whoever_migrates_leaves_the_configuration_space_alone() -> None:
+    disks = [Private(MemoryMedium.of(8192)) for _ in range(2)]
+    seat = Seat(disks, BlkDriver)
+    before = [disk.looks for disk in disks]
+    seat.migrate()
+    assert [disk.looks for disk in disks] == before
+    seat.driver.refresh()
+    assert disks[1].looks > before[1]
+
+
 def test_objects_come_and_go_with_the_work() -> None:
     seat, _ = taken_apart()
     member: MemberClient = seat.members[0]

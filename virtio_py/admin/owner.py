@@ -18,7 +18,7 @@ from attrs import define, field, validators
 from virtio_py.admin.capabilities import CapabilityTable
 from virtio_py.admin.functions import SriovGroup
 from virtio_py.admin.group import Commands, Group, Later, Request
-from virtio_py.admin.layout import UNIT, GroupType, virtio_admin_cmd, virtio_admin_cmd_status
+from virtio_py.admin.layout import UNIT, GroupType, Opcode, virtio_admin_cmd, virtio_admin_cmd_status
 from virtio_py.admin.objects import ObjectTable
 from virtio_py.device import Device, QueueSpec
 from virtio_py.resources import AdminQualifier, AdminStatus, Capability, Refused, padded
@@ -41,6 +41,7 @@ class SelfGroup(Group):
     functions: SriovGroup | None
     capabilities: CapabilityTable = field(init=False)
     objects: ObjectTable = field(init=False)
+    _reported: set[Opcode] = field(factory=set, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.capabilities = CapabilityTable(self._offered, self._in_use)
@@ -56,9 +57,11 @@ class SelfGroup(Group):
 
     @property
     def commands(self) -> Commands:
-        """Those for capabilities where there are some, and those for objects likewise."""
-        capabilities = self.capabilities.commands if self._offered() else {}
-        return {**capabilities, **(self.objects.commands if self.device.resource_types() else {})}
+        """Those for capabilities where there are some, and those for objects likewise; what was there once stays."""
+        found = {**self.capabilities.commands, **self.objects.commands}
+        self._reported |= set(self.capabilities.commands) if self._offered() else set()
+        self._reported |= set(self.objects.commands) if self.device.resource_types() else set()
+        return {opcode: command for opcode, command in found.items() if opcode in self._reported}
 
     def check_exists(self) -> None:
         """It always does."""
