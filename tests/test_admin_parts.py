@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.admin_tools import BAD_FIELD, OK, Owner, members, owner
 from tests.net_frames import Wire, frame_of
+from tests.ring_matrix import ENGINES
 from tests.test_net_pair import SmallBuffers
 from virtio_py.admin.client import AdminFailed
 from virtio_py.admin.client_parts import MemberClient
@@ -54,6 +55,7 @@ from virtio_py.driver import Driver
 from virtio_py.errors import NeedsReset, UsageError
 from virtio_py.resources import AdminQualifier, AdminStatus, Refused
 from virtio_py.rings.chain import Chain
+from virtio_py.rings.engine import REFERENCE, Engine, engine_named
 from virtio_py.rings.queue import DeviceQueue
 from virtio_py.spec import DeviceStatus, Feature, bit
 from virtio_py.status import RING_FEATURES
@@ -68,8 +70,12 @@ RINGS = [SPLIT, PACKED, SPLIT | bit(Feature.IN_ORDER), PACKED | bit(Feature.IN_O
 class Seat:
     """A driver at work on one member of an owner, which can be given another of them to work on."""
 
-    def __init__(self, devices: Sequence[Device], kind: type[Driver], features: int = RING_FEATURES) -> None:
-        self.carriers = [InProcess(device, memory_size=1 << 20, ring_features=features) for device in devices]
+    def __init__(
+        self, devices: Sequence[Device], kind: type[Driver], features: int = RING_FEATURES, engine: Engine = REFERENCE
+    ) -> None:
+        self.carriers = [
+            InProcess(device, engine=engine, memory_size=1 << 20, ring_features=features) for device in devices
+        ]
         self.ends: list[Any] = [carrier.end for carrier in self.carriers]
         self.carrier = self.carriers[0]
         for end in self.ends:
@@ -78,7 +84,8 @@ class Seat:
         self.owner = owner(None, [Member(end) for end in self.ends])
         self.members = self.owner.members()
         self.here = 0
-        self.driver: Any = kind(self.carrier, features=kind.known_features | features, queue_size=8).start()
+        wanted = kind.known_features | features
+        self.driver: Any = kind(self.carrier, engine=engine, features=wanted, queue_size=8).start()
 
     def migrate(self) -> list[Part]:
         """Takes the device apart where it is, and puts it together at the other place; the driver sees none of it."""
@@ -195,10 +202,11 @@ def settle(pending: dict[int, Ticket], promised: list[bytes], done: Sequence[Tic
             ticket.result()
 
 
+@pytest.mark.parametrize("engine_name", ENGINES)
 @pytest.mark.parametrize("ring", RINGS)
-def test_receive_buffers_come_along(ring: int) -> None:
+def test_receive_buffers_come_along(ring: int, engine_name: str) -> None:
     wires = [Wire(), Wire()]
-    seat = Seat([NetDevice(wire) for wire in wires], SmallBuffers, ring)
+    seat = Seat([NetDevice(wire) for wire in wires], SmallBuffers, ring, engine_named(engine_name))
     sent, got = [frame_of(bytes([n]) * 60) for n in range(40)], []
     for n, frame in enumerate(sent):
         while seat.carrier.step():

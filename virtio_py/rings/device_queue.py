@@ -235,7 +235,7 @@ class DeviceQueue(Half):
         )
 
     def _rewound(self, chains: Sequence[Chain]) -> QueueState:
-        slots = sum(self._shadow[chain.id * k.SHADOW + k.SLOTS] for chain in chains)
+        slots = sum(int(self._shadow[chain.id * k.SHADOW + k.SLOTS]) for chain in chains)
         state = self.state
         position = state.next_available - slots
         if self.layout == "split":
