@@ -150,7 +150,7 @@ def test_more_than_is_offered_is_refused_by_the_device_too() -> None:
     for ident, data in [
         (FF_RESOURCE_CAP, FlowLimits(rules_limit=1025).encode()),
         (FF_SELECTOR_CAP, encode_selectors([Selector(9, b"")])),
-        (FF_ACTION_CAP, b"\1" + bytes(7) + b"\x09"),
+        (FF_ACTION_CAP, b"\1" + bytes(7) + b"\5"),
     ]:
         with pytest.raises(AdminFailed) as failed:
             take(ident, data)
