@@ -104,6 +104,7 @@ class Driver:
         self.queues: list[DriverQueue] = []
         self.admin_queues: list[DriverQueue] = []
         self._config_heard = 0
+        self._asleep = False
         # What the device may still write to: a request that timed out keeps its memory until a reset.
         self._lent: list[Buffer] = []
 
@@ -139,6 +140,7 @@ class Driver:
         for queue in self.queues + self.admin_queues:
             queue.release()
         self.queues, self.admin_queues = [], []
+        self._asleep = False
         self._give_back(list(self._lent))
 
     def await_status(self, wanted: int, timeout: float = 5.0) -> None:
@@ -223,6 +225,7 @@ class Driver:
         if not self.has(Feature.SUSPEND):
             raise UsageError("VIRTIO_F_SUSPEND was not negotiated")
         status = self.transport.read_status()
+        self._suspended(True)
         self.transport.write_status(status | DeviceStatus.SUSPEND)
         self.await_status(status & ~DeviceStatus.DRIVER_OK | DeviceStatus.SUSPEND, timeout)
 
@@ -231,7 +234,17 @@ class Driver:
         status = self.transport.read_status() & ~DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK
         self.transport.write_status(status | DeviceStatus.SUSPEND)
         self.await_status(status, timeout)
+        self._suspended(False)
         self._kick_all()
+
+    def _check_awake(self) -> None:
+        if self._asleep:
+            raise UsageError("the device is suspended")
+
+    def _suspended(self, asleep: bool) -> None:
+        self._asleep = asleep
+        for queue in self.queues:
+            queue.closed = asleep
 
     def ready(self) -> None:
         """Step 8: DRIVER_OK is about to be written."""
@@ -252,7 +265,8 @@ class Driver:
     # Requests
 
     def kick(self, queue: DriverQueue) -> None:
-        """Sends an available buffer notification if the device asks for one."""
+        """Sends an available buffer notification if the device asks for one. Raises UsageError while suspended."""
+        self._check_awake()
         if queue.needs_notification():
             self.transport.available_buffer(queue.index, queue.notification_data)
 
@@ -265,6 +279,11 @@ class Driver:
             if self.transport.config_generation() == before:
                 return data
         raise PeerError(f"the configuration changed during each of {CONFIG_READS} reads")
+
+    def write_config_bytes(self, offset: int, data: bytes) -> None:
+        """Stores to the configuration space. Raises UsageError while the device is suspended."""
+        self._check_awake()
+        self.transport.write_config(offset, data)
 
     def config_changed(self) -> bool:
         """Whether a configuration change notification has arrived since this was last asked."""
@@ -302,6 +321,7 @@ class Driver:
     ) -> tuple[list[bytes], int]:
         """One request, start to end: sends the readable parts, returns the writable ones (of these sizes, in bytes)
         and the used length. The queue must be idle."""
+        self._check_awake()
         if queue.outstanding:
             raise UsageError(f"queue {queue.index} has buffers outstanding")
         sent = [self._filled(part) for part in readable]

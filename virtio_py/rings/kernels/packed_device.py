@@ -122,7 +122,7 @@ def packed_walk(
         address, length, name, loaded = load_packed_descriptor(memory, row, table + index * DESC_SIZE)
         if entries:
             # Of an entry's flags only WRITE means anything, and its id nothing.
-            flags = loaded & F_WRITE
+            flags = loaded
         else:
             if slots:
                 # The head's flags were loaded before all else, and once; those of the rest are in their descriptor.
@@ -205,6 +205,7 @@ def packed_take(ring: PackedRing, state: Words, shadow: Words, memory: Memory, b
             address, length, ident, _ = load_packed_descriptor(memory, ring.row, ring.table + slot * DESC_SIZE)
             fault = put_single(memory, batch, n, first, address, length, flags & F_WRITE)
             if fault:
+                state[FAULT_ID], state[FAULT_AT] = ident, slot
                 break
             buffers[n * BUFFER + ID] = ident
             slots, end = 1, first + 1
