@@ -39,6 +39,11 @@ class Transport(Protocol):
         """How many virtqueues the device has, as far as the carrier tells."""
 
     @property
+    def admin_queues(self) -> range:
+        """The indices of the administration virtqueues (2.14), where the carrier has VIRTIO_F_ADMIN_VQ."""
+        return range(0)
+
+    @property
     def config_notifications(self) -> int:
         """How many configuration change notifications have arrived so far."""
 
@@ -97,6 +102,7 @@ class Driver:
         self.offered = 0
         self.features = 0
         self.queues: list[DriverQueue] = []
+        self.admin_queues: list[DriverQueue] = []
         self._config_heard = 0
         self._asleep = False
         # What the device may still write to: a request that timed out keeps its memory until a reset.
@@ -131,9 +137,9 @@ class Driver:
         """Resets the device and waits until the status reads 0; queues of an earlier start are given back."""
         self.transport.write_status(0)
         self.await_status(0)
-        for queue in self.queues:
+        for queue in self.queues + self.admin_queues:
             queue.release()
-        self.queues = []
+        self.queues, self.admin_queues = [], []
         self._asleep = False
         self._give_back(list(self._lent))
 
@@ -180,9 +186,11 @@ class Driver:
             )
 
     def set_up(self) -> None:
-        """Step 7: the queues."""
+        """Step 7: the queues, administration virtqueues included."""
         for index in range(self.queue_count()):
             self.queues.append(self._enabled_queue(index, self.queue_size))
+        if self.has(Feature.ADMIN_VQ):
+            self.admin_queues = [self._enabled_queue(index, self.queue_size) for index in self.transport.admin_queues]
 
     def _enabled_queue(self, index: int, wanted: int) -> DriverQueue:
         size = min(self.transport.max_queue_size(index), wanted)
@@ -242,7 +250,7 @@ class Driver:
         """Step 8: DRIVER_OK is about to be written."""
 
     def _kick_all(self) -> None:
-        for queue in self.queues:
+        for queue in self.queues + self.admin_queues:
             self.kick(queue)
 
     def fail(self) -> None:

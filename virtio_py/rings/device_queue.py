@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from attrs import Factory, define, field
+from attrs import Factory, define, evolve, field
 
 from virtio_py.errors import RingError, UsageError
 from virtio_py.memory import DirtyLog, GuestMemory
@@ -266,23 +266,34 @@ class DeviceQueue(Half):
         them back to the newest one that was returned; those before it, out of order, only a reset frees.
         """
         if not self._stopped:
+            point = self.resume_point
             self._stopped = True
-            back = list(takewhile(self._can_go_back, reversed(self._taken)))
-            self._rewind(back)
             if self._tracker is not None:
-                self._tracker.put_back(back)
+                self._tracker.put_back(self._going_back())
+            self._set_state(point)
         return self.state
 
-    def _can_go_back(self, chain: Chain) -> bool:
-        # What we were left need not lie in the ring as it did. Those who left it keep account of it still.
-        return (self.in_order or not chain.used) and chain not in self._inherited
+    @property
+    def resume_point(self) -> QueueState:
+        """Where another device would go on with the queue, were this one to stop now (see `stop`)."""
+        return self._rewound(self._going_back())
 
-    def _rewind(self, chains: Sequence[Chain]) -> None:
-        slots = sum(self._shadow[chain.id * k.SHADOW + k.SLOTS] for chain in chains)
-        position = self._state[k.NEXT_AVAILABLE] - slots
+    def _going_back(self) -> list[Chain]:
+        held = {id(chain) for chain in self._held}
+        # What we were left need not lie in the ring as it did. Those who left it keep account of it still.
+        return list(
+            takewhile(
+                lambda c: (self.in_order or not c.used or id(c) in held) and c not in self._inherited,
+                reversed(self._taken),
+            )
+        )
+
+    def _rewound(self, chains: Sequence[Chain]) -> QueueState:
+        slots = sum(int(self._shadow[chain.id * k.SHADOW + k.SLOTS]) for chain in chains)
+        state = self.state
+        position = state.next_available - slots
         if self.layout == "split":
-            position &= 0xFFFF
-        elif position < 0:
-            position += self.size
-            self._state[k.AVAILABLE_WRAP] ^= 1
-        self._state[k.NEXT_AVAILABLE] = position
+            return evolve(state, next_available=position & 0xFFFF)
+        if position >= 0:
+            return evolve(state, next_available=position)
+        return evolve(state, next_available=position + self.size, available_wrap=state.available_wrap ^ 1)

@@ -54,6 +54,8 @@ ALL_FEATURES: Final = mask(
 """What this device can offer: all but the legacy bits. VIRTIO_BLK_F_ZONED is offered by having zones."""
 
 _WRITEBACK: Final = virtio_blk_config.offset("writeback")
+WRITEBACK_PART: Final = (0x200, bytes(8))
+"""Type and selector of our own device part: `writeback`."""
 
 
 def _check_serial(device: BlkDevice, attribute: Attribute[bytes], value: bytes) -> None:
@@ -258,6 +260,18 @@ class BlkDevice(Device):
         if self.has(BlkFeature.CONFIG_WCE):
             return not self._cached
         return bool(self.offered_features() & bit(BlkFeature.FLUSH)) and not self.has(BlkFeature.FLUSH)
+
+    def parts(self) -> Mapping[tuple[int, bytes], bytes]:
+        """The cache mode, where the driver can have changed it. The specification has no parts of block devices."""
+        return {WRITEBACK_PART: bytes([self._cached])} if self.has(BlkFeature.CONFIG_WCE) else {}
+
+    def takes_part(self, part_type: int, selector: bytes, value: bytes) -> bool:
+        """Whether it is the cache mode."""
+        return (part_type, selector) == WRITEBACK_PART and value in (b"\0", b"\1")
+
+    def set_part(self, part_type: int, selector: bytes, value: bytes) -> None:
+        """Sets the cache mode."""
+        self._cached = value != b"\0"
 
     def activate(self, end: DeviceEnd, features: int) -> None:
         """DRIVER_OK: from now on a change of the capacity has somebody to hear of it."""

@@ -25,6 +25,7 @@ from typing import ClassVar, Final
 from attrs import Attribute, define, field
 
 from virtio_py.device import Device, DeviceEnd, QueueSpec
+from virtio_py.devices.console import parts
 from virtio_py.devices.console.control import Control
 from virtio_py.devices.console.layout import (
     CONTROL_RECEIVEQ,
@@ -221,6 +222,18 @@ class ConsoleDevice(Device):
         self._control.active = self.has(ConsoleFeature.MULTIPORT)
         if not self._control.active and 0 in self.ports:
             self.ports[0].driver_open = True
+
+    def parts(self) -> Mapping[tuple[int, bytes], bytes]:
+        """What driver and device have told each other of ports."""
+        return parts.parts_of(self._control)
+
+    def takes_part(self, part_type: int, selector: bytes, value: bytes) -> bool:
+        """Whether it is of a port that there is."""
+        return parts.takes(self._control, part_type, selector, value)
+
+    def set_part(self, part_type: int, selector: bytes, value: bytes) -> None:
+        """Sets a part that was found good."""
+        parts.restore(self._control, part_type, selector, value)
 
     def reset(self) -> None:
         """The driver has taken back its buffers. Ports and endpoints stay as they are."""
