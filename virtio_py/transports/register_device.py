@@ -208,13 +208,20 @@ class RegisterDevice:
 class RegisterBlock:
     """A machine's block of registers, as a bus reaches it: a `RegisterAccess` that never raises.
 
-    readable, writable: by the names of the registers in `layout`, what a read returns and what a write does.
+    readable, writable: by the names of the registers in `layout`, what a read returns and what a write does;
+    enter: called before each access.
     """
 
     def __init__(
-        self, machine: RegisterDevice, layout: Record, readable: Mapping[str, Read], writable: Mapping[str, Write]
+        self,
+        machine: RegisterDevice,
+        layout: Record,
+        readable: Mapping[str, Read],
+        writable: Mapping[str, Write],
+        enter: Callable[[], None] = lambda: None,
     ) -> None:
         self._machine = machine
+        self._enter = enter
         self._places = places_of(layout)
         self._readable = readable
         self._writable = writable
@@ -222,11 +229,13 @@ class RegisterBlock:
     def read(self, offset: int, width: int) -> int:
         """What a read of `width` bytes at `offset` returns, little-endian."""
         machine = self._machine
+        self._enter()
         return machine.answer(lambda: self._readable[self._name(offset, width, self._readable)](machine) & WORD)
 
     def write(self, offset: int, value: int, width: int) -> None:
         """A write of `width` bytes at `offset`."""
         machine = self._machine
+        self._enter()
         value &= (1 << 8 * width) - 1
         machine.obey(lambda: self._writable[self._name(offset, width, self._writable)](machine, value))
 
