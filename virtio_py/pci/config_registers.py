@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 
 from virtio_py.access import WIDTHS
 from virtio_py.errors import UsageError
@@ -28,11 +28,12 @@ class Hook:
 
 @define(eq=False)
 class ConfigRegisters:
-    """4096 bytes of configuration space, as a `RegisterAccess`. It knows no register's meaning."""
+    """Configuration space of `size` bytes, as a `RegisterAccess`. It knows no register's meaning."""
 
-    _values: bytearray = field(init=False, factory=lambda: bytearray(CONFIG_SPACE_MAX))
-    _writable: bytearray = field(init=False, factory=lambda: bytearray(CONFIG_SPACE_MAX))
-    _power_on: bytes = field(init=False, default=bytes(CONFIG_SPACE_MAX))
+    size: int = CONFIG_SPACE_MAX
+    _values: bytearray = field(init=False, default=Factory(lambda self: bytearray(self.size), takes_self=True))
+    _writable: bytearray = field(init=False, default=Factory(lambda self: bytearray(self.size), takes_self=True))
+    _power_on: bytes = field(init=False, default=b"")
     _hooks: list[Hook] = field(init=False, factory=list)
     _last: int = field(init=False, default=0)
     _free: int = field(init=False, default=CONFIG_SPACE_MIN)
@@ -110,7 +111,7 @@ class ConfigRegisters:
 
     def read(self, offset: int, width: int) -> int:
         """What a read returns, little-endian; all ones for one that is not aligned."""
-        if not _is_access(offset, width):
+        if not self._is_access(offset, width):
             return (1 << 8 * width) - 1
         for hook in self._hooks:
             if hook.before_read is not None and offset < hook.end and hook.start < offset + width:
@@ -119,7 +120,7 @@ class ConfigRegisters:
 
     def write(self, offset: int, value: int, width: int) -> None:
         """A write: what is read-only stays."""
-        if not _is_access(offset, width):
+        if not self._is_access(offset, width):
             return
         mask = int.from_bytes(self._writable[offset : offset + width], "little")
         old = int.from_bytes(self._values[offset : offset + width], "little")
@@ -128,6 +129,5 @@ class ConfigRegisters:
             if hook.after_write is not None and offset < hook.end and hook.start < offset + width:
                 hook.after_write()
 
-
-def _is_access(offset: int, width: int) -> bool:
-    return width in WIDTHS and offset % width == 0 and 0 <= offset <= CONFIG_SPACE_MAX - width
+    def _is_access(self, offset: int, width: int) -> bool:
+        return width in WIDTHS and offset % width == 0 and 0 <= offset <= self.size - width

@@ -5,8 +5,9 @@ function.registers.add_capability(record, values, writable)      before anybody 
 function.registers.read(offset, width)      function.registers.write(offset, value, width)
 function.read_bar(index, offset, width)     function.write_bar(index, offset, value, width)
 
-It is a Root Complex Integrated Endpoint with power management and function level reset. What software does to it that
-makes no sense has no effect; reads of nothing are all ones in configuration space and 0 in a BAR.
+It is a PCI Express function, a Root Complex Integrated Endpoint, or a conventional one, with power management and
+function level reset. What software does to it that makes no sense has no effect; reads of nothing are all ones in
+configuration space and 0 in a BAR.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from attrs import define, field
 
 from virtio_py.errors import UsageError
 from virtio_py.pci.bars import Bar, Region, bar_register
-from virtio_py.pci.capabilities import CapabilityId, pci_msix, pci_power_management
+from virtio_py.pci.capabilities import CapabilityId, pci_advanced_features, pci_msix, pci_power_management
 from virtio_py.pci.config_registers import ConfigRegisters
 from virtio_py.pci.express import PortType, pci_express
-from virtio_py.pci.header import pci_header_type0
+from virtio_py.pci.header import CONFIG_SPACE_MAX, CONVENTIONAL_SIZE, pci_header_type0
 from virtio_py.pci.msix import Msix, Send, pba_size, table_size
 
 _D0, _D3HOT = 0, 3
@@ -54,6 +55,11 @@ _EXPRESS: Final = {
     "device_capabilities": {"role_based_error_reporting": 1, "function_level_reset": 1},
     "device_control": {"max_read_request_size": _READ_REQUEST_512, "relaxed_ordering": 1, "no_snoop": 1},
 }
+_ADVANCED: Final = {
+    "cap_id": CapabilityId.ADVANCED_FEATURES,
+    "cap_len": pci_advanced_features.size,
+    "af_capabilities": {"transactions_pending": 1, "function_level_reset": 1},
+}
 _EXPRESS_WRITABLE: Final = {
     "device_control": {
         "correctable_error_enable": 1,
@@ -85,6 +91,7 @@ class PciFunction:
     """A type 0 function. One thread at a time may call.
 
     header: values of `pci_header_type0`: ids and class code; bars: by index, a wide one takes two
+    express: whether it is a PCI Express function, with 4096 bytes of configuration space, or has 256
     on_reset: called when a function level reset has reset everything here
     interrupt: called with the level of INTx whenever that changes; send: where MSI-X messages go
     silent: BARs read 0 and ignore writes, until a reset
@@ -92,20 +99,22 @@ class PciFunction:
 
     header: Mapping[str, Any]
     bars: Mapping[int, Bar] = field(factory=dict)
+    express: bool = True
     on_reset: Callable[[], None] = _nothing
     interrupt: Callable[[bool], None] = _no_line
     send: Send = _no_message
-    registers: ConfigRegisters = field(init=False, factory=ConfigRegisters)
+    registers: ConfigRegisters = field(init=False)
     msix: Msix | None = field(init=False, default=None)
     silent: bool = field(init=False, default=False)
     _msix_at: int = field(init=False, default=0)
     _power: int = field(init=False, default=0)
-    _express: int = field(init=False, default=0)
+    _reset_at: int = field(init=False, default=0)
     _pending: bool = field(init=False, default=False)
     _level: bool = field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
-        registers = self.registers
+        registers = ConfigRegisters(CONFIG_SPACE_MAX if self.express else CONVENTIONAL_SIZE)
+        self.registers = registers
         writable = pci_header_type0.encode(**_HEADER_WRITABLE)
         registers.declare(0, pci_header_type0.encode(**{**_HEADER, **self.header}), writable)
         registers.after_write(pci_header_type0, 0, "command", self._permit)
@@ -116,8 +125,17 @@ class PciFunction:
             registers.declare(bar_register(index), bar.low_bits, bar.address_bits)
         self._power = registers.add_capability(pci_power_management, _POWER, {"pmcsr": {"power_state": 3}})
         registers.after_write(pci_power_management, self._power, "pmcsr", self._power_written)
-        self._express = registers.add_capability(pci_express, _EXPRESS, _EXPRESS_WRITABLE)
-        registers.after_write(pci_express, self._express, "device_control", self._device_control_written)
+        self._add_reset()
+
+    def _add_reset(self) -> None:
+        registers = self.registers
+        if self.express:
+            self._reset_at = registers.add_capability(pci_express, _EXPRESS, _EXPRESS_WRITABLE)
+            registers.after_write(pci_express, self._reset_at, "device_control", self._device_control_written)
+        else:
+            initiate = {"af_control": {"initiate_flr": 1}}
+            self._reset_at = registers.add_capability(pci_advanced_features, _ADVANCED, initiate)
+            registers.after_write(pci_advanced_features, self._reset_at, "af_control", self._af_control_written)
 
     def add_msix(self, msix: Msix, bar: int, table: int, pba: int) -> None:
         """The capability of MSI-X, whose table and pending bits lie in a BAR at these offsets. Raises UsageError."""
@@ -174,7 +192,11 @@ class PciFunction:
         self._permit()
 
     def _device_control_written(self) -> None:
-        if self.registers.field(pci_express, self._express, "device_control").bridge_retry_or_flr:
+        if self.registers.field(pci_express, self._reset_at, "device_control").bridge_retry_or_flr:
+            self.reset()
+
+    def _af_control_written(self) -> None:
+        if self.registers.field(pci_advanced_features, self._reset_at, "af_control").initiate_flr:
             self.reset()
 
     def reset(self) -> None:

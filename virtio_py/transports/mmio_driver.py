@@ -78,14 +78,6 @@ class MmioTransport(RegisterTransport):
         self._write(f"{name}Low", address & WORD)
         self._write(f"{name}High", address >> 32)
 
-    @property
-    def num_queues(self) -> int:
-        """The queues from 0 on that have a size: no register tells their number."""
-        count = 0
-        while self.max_queue_size(count):
-            count += 1
-        return count
-
     def enable_queue(self, queue: DriverQueue) -> None:
         """Writes the queue's registers and enables it. Raises NegotiationError if it is in use."""
         self._write("QueueSel", queue.index)

@@ -35,6 +35,7 @@ class PciDevice(RegisterDevice):
 
     transitional: has the legacy interface as well, and the ids that legacy drivers look for
     legacy_guard: not transitional, but lets legacy drivers that come all the same fail (4.1.4.11)
+    express: a PCI Express function, or a conventional one
     msix_vectors: how many; None for one a queue and one for the configuration, 0 for no MSI-X
     notify_off_multiplier: bytes between the queues' addresses for notifications, 0 for one address
     shared_memory: regions (2.10) by their ids; vendor_data: (vendor id, bytes) of vendor data capabilities
@@ -46,6 +47,7 @@ class PciDevice(RegisterDevice):
 
     transitional: bool = field(default=False, kw_only=True)
     legacy_guard: bool = field(default=False, kw_only=True)
+    express: bool = field(default=True, kw_only=True)
     msix_vectors: int | None = field(default=None, kw_only=True)
     notify_off_multiplier: int = field(default=WIDEST_NOTIFICATION, kw_only=True)
     shared_memory: Mapping[int, memoryview] = field(factory=dict, kw_only=True)
@@ -68,7 +70,8 @@ class PciDevice(RegisterDevice):
         if vectors:
             self.msix = Msix(vectors, lambda address, data: self.function.send(address, data))
         bars = dict(pci_structures.bars(self))
-        self.function = PciFunction(pci_structures.ids(self), bars, on_reset=lambda: self.write_status(0))
+        ids = pci_structures.ids(self)
+        self.function = PciFunction(ids, bars, self.express, on_reset=lambda: self.write_status(0))
         if self.msix is not None:
             self.function.add_msix(self.msix, MSIX_BAR, 0, pci_structures.pba_offset(self.msix))
         pci_structures.add_capabilities(self)

@@ -60,6 +60,14 @@ class RegisterTransport(Transport):
         return self._device_id
 
     @property
+    def num_queues(self) -> int:
+        """The queues from 0 on that have a size, where no register tells their number."""
+        count = 0
+        while self.max_queue_size(count):
+            count += 1
+        return count
+
+    @property
     def config_notifications(self) -> int:
         """How many interrupts have said that the configuration changed."""
         return self._config_notifications
