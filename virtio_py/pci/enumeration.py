@@ -39,10 +39,16 @@ _TYPE_0: Final = 0
 class Machine(Protocol):
     """How software reaches a bus."""
 
-    memory: RegisterAccess
-    io: RegisterAccess
+    @property
+    def memory(self) -> RegisterAccess:
+        """Memory space by addresses."""
 
-    def config(self, address: Address) -> RegisterAccess: ...
+    @property
+    def io(self) -> RegisterAccess:
+        """I/O space by addresses."""
+
+    def config(self, address: Address) -> RegisterAccess:
+        """The configuration space of whatever is at a place."""
 
 
 @frozen

@@ -59,7 +59,7 @@ class PciDevice(RegisterDevice):
     vectors_of: dict[int, int] = field(init=False, factory=dict)
     msix: Msix | None = field(init=False, default=None)
     config_length: int = field(init=False, default=0)
-    _isr: Isr = field(init=False, default=Isr(0))
+    isr: Isr = field(init=False, default=Isr(0))
 
     def __attrs_post_init__(self) -> None:
         RegisterDevice.__attrs_post_init__(self)
@@ -87,11 +87,11 @@ class PciDevice(RegisterDevice):
         if self.msix is not None and self.msix.enabled:
             self._fire(self.msix, self.vectors_of.get(queue_index, NO_VECTOR))
         else:
-            self._set_isr(self._isr | Isr.QUEUE)
+            self._set_isr(self.isr | Isr.QUEUE)
 
     def configuration_change(self) -> None:
         """An interrupt for the configuration; the ISR status says so whatever carries it (4.1.5.4)."""
-        self._set_isr(self._isr | Isr.DEVICE_CONFIGURATION)
+        self._set_isr(self.isr | Isr.DEVICE_CONFIGURATION)
         if self.msix is not None:
             self._fire(self.msix, self.config_vector)
 
@@ -100,12 +100,12 @@ class PciDevice(RegisterDevice):
             msix.fire(vector)
 
     def _set_isr(self, isr: Isr) -> None:
-        self._isr = isr
+        self.isr = isr
         self.function.set_interrupt(bool(isr))
 
     def take_isr(self) -> int:
         """The ISR status, which is 0 afterwards."""
-        isr = self._isr
+        isr = self.isr
         self._set_isr(Isr(0))
         return isr
 
