@@ -37,8 +37,8 @@ class Place(NamedTuple):
 
 
 class InterruptedTransport(RegisterTransport):
-    """A driver's view that interrupts tell. One vector is for the configuration, one for each queue if there are so
-    many, else queues share the last one; where the device refuses that, the configuration's.
+    """A driver's view with interrupts. One vector is for the configuration and one for each queue; where there are not
+    so many, queues share the last one, and where the device refuses one, a queue shares another.
     """
 
     def __init__(self, place: Place, config: ConfigAccess, use_msix: bool) -> None:
@@ -89,8 +89,8 @@ class InterruptedTransport(RegisterTransport):
         """Maps the selected queue's event. Raises NegotiationError if the device refuses every vector."""
         if not self._msix or self._vectors is None:
             return
-        last = self._vectors.count - 1
-        choices = dict.fromkeys((min(FIRST_QUEUE_VECTOR + index, last), last, CONFIG_VECTOR))
+        own = min(FIRST_QUEUE_VECTOR + index, self._vectors.count - 1)
+        choices = dict.fromkeys((own, FIRST_QUEUE_VECTOR, CONFIG_VECTOR))
         if not any(self._mapped(_QUEUE, vector) for vector in choices):
             raise NegotiationError("the device maps the queue to no vector", queue=index)
 
