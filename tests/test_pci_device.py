@@ -583,6 +583,11 @@ def test_the_window_reaches_the_structures() -> None:
     aim(made, notify["bar"], notify["offset"] + 4, 2)
     made.function.registers.write(data, 1, 2)
     assert made.machine.step()
+    # A window that is not aligned to its length, or of a length that there is not, shows what was there before.
+    for offset, length in ((status - 1, 2), (status - 2, 4), (status, 3), (status, 0)):
+        made.function.registers.store(data, b"\x5a" * 4)
+        aim(made, MODERN_BAR, offset, length)
+        assert made.function.registers.read(data, 4) == 0x5A5A5A5A
     aim(made, MODERN_BAR, status, 1)
     made.function.registers.write(data, 0, 1)
     assert made.get("device_status") == 0
