@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 
 from tests.echo import EchoDriver, config_record
 from tests.pci_bench import PLACE, Access, Bench, bench
+from tests.test_pci_device import Odd
 from virtio_py.errors import MessageError, NegotiationError, PeerError
 from virtio_py.memory import Arena, GuestMemory
 from virtio_py.pci.bars import Bar, Region
 from virtio_py.pci.bus import Address, PciBus
+from virtio_py.pci.capabilities import CapabilityId
 from virtio_py.pci.enumeration import FoundFunction, enumerate_bus
 from virtio_py.pci.function import PciFunction
+from virtio_py.pci.header import pci_header_type0
 from virtio_py.pci.virtio_caps import CfgType, virtio_pci_cap, virtio_pci_cfg_cap, virtio_pci_common_cfg
 from virtio_py.spec import Feature, bit
 from virtio_py.status import RING_FEATURES
@@ -137,8 +140,14 @@ def test_longer_than_known_is_well() -> None:
         (place(3, 0x1000, 0x10000), b""),
     )
     assert usable == {1: [0], 2: [0x3000], 3: [0x1000]}
-    # And a capability whose tail would lie where the list ends does not count.
+    # But one that says it is shorter than its structure does not count, nor one that configuration space cuts off.
     assert found_with((place(2, 0x3000, 4, cap_len=16), b""))[1] == {}
+    function = PciFunction({"vendor_id": 0x1AF4, "device_id": 0x1044}, {4: Bar(0x4000)}, express=False)
+    cut = virtio_pci_cap.encode(**place(1, 0, 64))[:8]
+    function.registers.store(0xF8, cut)
+    function.registers.store(pci_header_type0.offset("capabilities_pointer"), b"\xf8")
+    found = find(function)
+    assert list(structures(found, read_function(found))) == []
 
 
 @pytest.mark.clause("pci.driver.virtio-structure-pci-capabilities.5")
@@ -149,8 +158,12 @@ def test_no_more_is_touched_than_is_needed(length: int) -> None:
     registers = made.function.registers
     for cap in made.caps(CfgType.COMMON_CFG) + made.caps(CfgType.DEVICE_CFG) + made.caps(CfgType.ISR_CFG):
         registers.store(cap["at"] + virtio_pci_cap.offset("length"), length.to_bytes(4, "little"))
-    exercise(made)
+    driver = exercise(made)
     base = made.function.bar_address(4)
+    # However long it says it is, a page of it is enough.
+    assert driver.transport.read_config(0x0FFC, 8) == bytes(8)
+    assert base + 0x3000 not in {access.offset for access in made.log if access.way == "R"}
+    made.log[:] = [a for a in made.log if not 0x2FFC <= a.offset - base < 0x3000]
     for access in made.log:
         if access.space == "memory" and base <= access.offset < base + 0x3000:
             at = access.offset - base
@@ -515,6 +528,30 @@ def test_any_number_of_vectors_will_do(vectors: int) -> None:
             assert accesses[n + 1] == ("R", name, value)
             mapped[selected if name.startswith("queue") else -1] = value
     assert mapped == ({} if vectors < 2 else {-1: 0, 0: 1, 1: min(2, vectors - 1)})
+
+
+def test_vectors_are_written_while_all_are_masked() -> None:
+    made = bench()
+    made.driver()
+    [cap] = made.walk().find(CapabilityId.MSI_X)
+    base, control = made.function.bar_address(1), cap.offset + 2
+    open_ = True
+    for access in made.log:
+        if access.space == "config" and access.way == "W" and access.offset == control:
+            assert access.value >> 15
+            open_ = not access.value >> 14 & 1
+        elif access.space == "memory" and base <= access.offset < base + 48:
+            assert not open_
+    assert open_
+
+
+def test_a_size_is_asked_for_anew_after_a_reset() -> None:
+    made = bench(Odd())
+    transport = made.transport()
+    for features, size in ((RING_FEATURES & ~PACKED, 8), (RING_FEATURES, 12)):
+        driver = EchoDriver(transport, features=features).start()
+        assert driver.queues[0].size == size
+        driver.reset()
 
 
 class Stingy(RegisterBlock):
