@@ -10,11 +10,12 @@ from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from virtio_py.access import RegisterAccess
 from virtio_py.errors import MessageError, UsageError
 from virtio_py.pci.bars import Bar, Region
 from virtio_py.pci.bus import Address, PciBus
 from virtio_py.pci.capabilities import CapabilityId, pci_msix_table_entry, pci_vendor_specific
-from virtio_py.pci.config_registers import ConfigRegisters
+from virtio_py.pci.config_registers import ConfigRegisters, Hook
 from virtio_py.pci.enumeration import FoundFunction, enumerate_bus
 from virtio_py.pci.function import PciFunction
 from virtio_py.pci.header import pci_header_type0
@@ -213,6 +214,19 @@ def test_a_message_leaves_when_everything_is_open() -> None:
     assert made.read_bar(1, 0x8000, 4) == 1
 
 
+def test_what_is_pending_stays_so_while_msix_is_off() -> None:
+    made, sent, control = with_msix()
+    assert made.msix is not None
+    made.registers.write(COMMAND, MASTER, 2)
+    made.registers.write(control, ENABLE, 2)
+    made.msix.fire(2)
+    made.registers.write(control, 0, 2)
+    store_entry(made, 2, 8, 8, mask=0)
+    assert sent == []
+    made.registers.write(control, ENABLE, 2)
+    assert sent == [(8, 8)]
+
+
 @given(st.lists(st.tuples(st.sampled_from(["fire", "mask", "unmask", "hold", "open"]), st.integers(0, 2)), max_size=40))
 def test_no_event_is_lost_and_none_is_told_twice(steps: list[tuple[str, int]]) -> None:
     made, sent, control = with_msix()
@@ -388,6 +402,31 @@ def test_a_function_that_is_reset_keeps_its_siblings() -> None:
     bus.functions[Address(4)].reset()
     assert bus.config(Address(4)).read(0x0E, 1) == 0x80
     assert [f.address for f in enumerate_bus(bus)] == list(bus.functions)
+
+
+def test_a_device_that_answers_for_all_its_functions_is_one() -> None:
+    """As devices do that do not look at the function's number: header type bit 7 is 0."""
+
+    class Careless(PciBus):
+        def config(self, address: Address) -> RegisterAccess:
+            return super().config(Address(address.device))
+
+    bus = Careless()
+    bus.plug(function({0: Bar(16)}), Address(3))
+    assert [f.address for f in enumerate_bus(bus)] == [Address(3)]
+
+
+def test_a_function_answers_nowhere_while_its_bars_are_sized() -> None:
+    bus = PciBus()
+    bus.plug(function({0: Bar(16, io=True), 1: Bar(16)}), Address(1))
+    registers = bus.functions[Address(1)].registers
+    registers.write(COMMAND, IO | MEMORY | NO_INTX, 2)
+    seen: list[int] = []
+    for at in (BARS, BARS + 4):
+        registers.add_hook(Hook(at, at + 4, after_write=lambda: seen.append(registers.read(COMMAND, 2))))
+    enumerate_bus(bus)
+    assert seen == [NO_INTX] * 4
+    assert registers.read(COMMAND, 2) == IO | MEMORY | MASTER | NO_INTX
 
 
 def test_windows_are_not_without_end() -> None:
