@@ -22,9 +22,11 @@ class Transport(Protocol):
     """The driver's view of a carrier. Offsets, lengths and addresses in bytes.
 
     legacy_page: 0, or for a legacy interface (1.3.1) the alignment in bytes of its queues, which lie in one piece there
+    fixed_queue_sizes: whether a queue has the size that the device says, and no smaller one (legacy PCI)
     """
 
     legacy_page: int = 0
+    fixed_queue_sizes: bool = False
 
     @property
     def arena(self) -> Arena:
@@ -193,7 +195,9 @@ class Driver:
             self.admin_queues = [self._enabled_queue(index, self.queue_size) for index in self.transport.admin_queues]
 
     def _enabled_queue(self, index: int, wanted: int) -> DriverQueue:
-        size = min(self.transport.max_queue_size(index), wanted)
+        size = self.transport.max_queue_size(index)
+        if not self.transport.fixed_queue_sizes:
+            size = min(size, wanted)
         if size == 0:
             raise NegotiationError(f"the device does not have queue {index}", queue=index)
         if not self.has(Feature.RING_PACKED):
