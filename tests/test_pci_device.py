@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.echo import Echo, config_record
 from tests.pci_bench import BASE, OK, SIZE, Bench, bench
+from virtio_py.admin.owner import Administration
 from virtio_py.device import QueueSpec
 from virtio_py.devices.entropy import EntropyDevice
 from virtio_py.devices.net.device import NetDevice
@@ -282,14 +283,15 @@ def test_what_is_read_only_stays_and_what_is_reserved_does_nothing() -> None:
 @pytest.mark.clause("pci.device.common-configuration-structure-layout.16")
 @pytest.mark.clause("pci.device.common-configuration-structure-layout.17")
 def test_administration_queues_come_last_and_are_not_counted(count: int) -> None:
-    features = RING_FEATURES | bit(Feature.ADMIN_VQ)
-    made = bench(ring_features=features, admin_queues=count)
-    assert made.get("num_queues") == 2 - count
+    echo = Echo()
+    made = bench(echo, admin=Administration(echo, count=count, size=32) if count else None)
+    assert made.get("num_queues") == 2
     assert (made.get("admin_queue_index"), made.get("admin_queue_num")) == (0, 0)
-    made.negotiate(bit(Feature.ADMIN_VQ))
-    assert (made.get("admin_queue_index"), made.get("admin_queue_num")) == (2 - count, count)
-    made.set(queue_select=1)
-    assert made.get("queue_size") == 16
+    made.negotiate(bit(Feature.ADMIN_VQ) if count else 0)
+    assert (made.get("admin_queue_index"), made.get("admin_queue_num")) == (2, count) if count else (0, 0)
+    for index in range(2, 4):
+        made.set(queue_select=index)
+        assert made.get("queue_size") == (32 if index < 2 + count else 0)
 
 
 # Notifications (4.1.4.4, 4.1.5.2) ----------------------------------------------------------------------------------

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.echo import EchoDriver, config_record
+from tests.echo import Echo, EchoDriver, config_record
 from tests.pci_bench import PLACE, Access, Bench, bench
 from tests.test_pci_device import Odd
+from virtio_py.admin.client import AdminClient, GroupClient
+from virtio_py.admin.layout import GroupType, Opcode
+from virtio_py.admin.owner import Administration
 from virtio_py.errors import MessageError, NegotiationError, PeerError
 from virtio_py.memory import Arena, GuestMemory
 from virtio_py.pci.bars import Bar, Region
@@ -442,29 +445,31 @@ def test_a_queue_that_is_in_use_is_not_set_up_and_one_that_stays_so_is_told() ->
         driver.restart_queue(0)
 
 
-class Administrator(EchoDriver):
-    """Sets up the administration queues that the device has, or some."""
-
-    most = 1
-
-    def set_up(self) -> None:
-        super().set_up()
-        assert isinstance(self.transport, PciTransport)
-        for index in list(self.transport.admin_queues)[: self.most]:
-            self.queues.append(self._enabled_queue(index, self.queue_size))
-
-
 @pytest.mark.clause("pci.driver.common-configuration-structure-layout.10")
-@pytest.mark.clause("pci.driver.common-configuration-structure-layout.11")
 @pytest.mark.parametrize("count", [0, 1, 2])
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_administration_queues_are_set_up_at_their_indices(count: int, wanted: int) -> None:
-    features = RING_FEATURES | bit(Feature.ADMIN_VQ) * wanted
-    made = bench(ring_features=RING_FEATURES | bit(Feature.ADMIN_VQ), admin_queues=count)
-    driver = Administrator(made.transport(), features=features).start()
-    assert isinstance(driver.transport, PciTransport)
-    assert driver.transport.admin_queues == (range(2 - count, 2) if wanted else range(0))
-    assert [queue.index for queue in driver.queues] == list(range(2 - count)) + [2 - count] * bool(wanted and count)
+    echo = Echo()
+    made = bench(echo, admin=Administration(echo, count=count) if count else None)
+    driver = EchoDriver(made.transport(), features=RING_FEATURES | bit(Feature.ADMIN_VQ) * wanted).start()
+    indices = [*range(2, 2 + count)] if wanted else []
+    assert [*driver.transport.admin_queues] == [queue.index for queue in driver.admin_queues] == indices
+    assert driver.transport.num_queues == len(driver.queues) == 2
+    assert driver.echo(b"beside them") == b"beside them"
+    if indices:
+        used = GroupClient(AdminClient(driver), GroupType.SELF).used
+        assert {Opcode.LIST_QUERY, Opcode.LIST_USE} <= used
+
+
+@pytest.mark.clause("pci.driver.common-configuration-structure-layout.11")
+def test_one_administration_queue_of_two_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PciTransport, "admin_queues", property(lambda self: range(2, 3)))
+    echo = Echo()
+    made = bench(echo, admin=Administration(echo, count=2))
+    driver = EchoDriver(made.transport(), features=RING_FEATURES | bit(Feature.ADMIN_VQ)).start()
+    assert [queue.index for queue in driver.admin_queues] == [2]
+    assert GroupClient(AdminClient(driver), GroupType.SELF).used
+    assert made.machine.end.active_queue(3) is None
 
 
 # Notifications (4.1.5.2) -------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Final
 
 from attrs import define, field
 
+from virtio_py.device import Administrator, DeviceEnd
 from virtio_py.errors import MessageError
 from virtio_py.pci.function import PciFunction
 from virtio_py.pci.msix import MAX_VECTORS, Msix
@@ -40,7 +41,7 @@ class PciDevice(RegisterDevice):
     notify_off_multiplier: bytes between the queues' addresses for notifications, 0 for one address
     shared_memory: regions (2.10) by their ids; vendor_data: (vendor id, bytes) of vendor data capabilities
     subsystem: Subsystem Vendor ID and Device ID; the latter follows from the type where it is transitional
-    admin_queues: how many of the device's queues, the last ones, are administration virtqueues
+    admin: makes the device the owner of groups (2.12); its administration virtqueues come behind the device's own
 
     Raises UsageError for what the specification does not let a device present.
     """
@@ -53,7 +54,7 @@ class PciDevice(RegisterDevice):
     shared_memory: Mapping[int, memoryview] = field(factory=dict, kw_only=True)
     vendor_data: Sequence[tuple[int, bytes]] = field(default=(), kw_only=True)
     subsystem: tuple[int, int] = field(default=(VIRTIO_PCI_VENDOR_ID, _MIN_SUBSYSTEM), kw_only=True)
-    admin_queues: int = field(default=0, kw_only=True)
+    admin: Administrator | None = field(default=None, kw_only=True)
     function: PciFunction = field(init=False)
     config_vector: int = field(init=False, default=NO_VECTOR)
     vectors_of: dict[int, int] = field(init=False, factory=dict)
@@ -66,7 +67,7 @@ class PciDevice(RegisterDevice):
         self.config_length = len(self.device.read_config())
         vectors = self.msix_vectors
         if vectors is None:
-            vectors = min(max(self.end.num_queues + 1, _FEW_VECTORS), MAX_VECTORS)
+            vectors = min(max(self.all_queues + 1, _FEW_VECTORS), MAX_VECTORS)
         if vectors:
             self.msix = Msix(vectors, lambda address, data: self.function.send(address, data))
         bars = dict(pci_structures.bars(self))
@@ -75,6 +76,10 @@ class PciDevice(RegisterDevice):
         if self.msix is not None:
             self.function.add_msix(self.msix, MSIX_BAR, 0, pci_structures.pba_offset(self.msix))
         pci_structures.add_capabilities(self)
+
+    def make_end(self) -> DeviceEnd:
+        """See RegisterDevice."""
+        return DeviceEnd(self.device, self.memory, self, self.engine, self.ring_features, admin=self.admin)
 
     def silence(self) -> None:
         """A legacy driver has come to where none should: it finds nothing in any BAR, until a reset."""
@@ -121,9 +126,13 @@ class PciDevice(RegisterDevice):
         return self.selected.get("queue_select", 0)
 
     @property
-    def admin_queue_index(self) -> int:
-        """The index of the first administration virtqueue, hence the number of all others."""
-        return self.end.num_queues - self.admin_queues
+    def all_queues(self) -> int:
+        """The number of virtqueues, administration virtqueues included."""
+        return self.end.num_queues + len(self.end.admin_queues)
+
+    def queue_exists(self) -> bool:
+        """See RegisterDevice."""
+        return self.selected_queue < self.all_queues
 
     def accepted(self, selector: int) -> int:
         """32 of the feature bits that the driver has accepted, those that are offered."""

@@ -88,7 +88,7 @@ READABLE: Final[Mapping[str, Read]] = {
     "driver_feature_select": lambda m: m.selected.get("driver_feature_select", 0),
     "driver_feature": lambda m: m.accepted(m.selected.get("driver_feature_select", 0)),
     "config_msix_vector": config_vector,
-    "num_queues": lambda m: m.admin_queue_index,
+    "num_queues": lambda m: m.end.num_queues,
     "device_status": lambda m: m.end.read_status(),
     "config_generation": lambda m: m.end.config_generation,
     "queue_select": lambda m: m.selected_queue,
@@ -100,8 +100,8 @@ READABLE: Final[Mapping[str, Read]] = {
     **{name + HIGH: _address(area, 32) for name, area in _AREAS.items()},
     "queue_notif_config_data": _notif_config_data,
     "queue_reset": lambda m: m.selected_queue in m.resetting,
-    "admin_queue_index": lambda m: m.admin_queue_index if m.has(Feature.ADMIN_VQ) else 0,
-    "admin_queue_num": lambda m: m.admin_queues if m.has(Feature.ADMIN_VQ) else 0,
+    "admin_queue_index": lambda m: m.end.admin_queues.start if m.has(Feature.ADMIN_VQ) else 0,
+    "admin_queue_num": lambda m: len(m.end.admin_queues) if m.has(Feature.ADMIN_VQ) else 0,
 }
 
 WRITABLE: Final[Mapping[str, Write]] = {

@@ -97,7 +97,7 @@ def _shared_places(machine: PciDevice) -> Iterator[tuple[int, int, memoryview]]:
 
 
 def _notify_length(machine: PciDevice) -> int:
-    return max(machine.end.num_queues - 1, 0) * machine.notify_off_multiplier + WIDEST_NOTIFICATION
+    return max(machine.all_queues - 1, 0) * machine.notify_off_multiplier + WIDEST_NOTIFICATION
 
 
 def _structures(machine: PciDevice) -> Iterator[Region]:
