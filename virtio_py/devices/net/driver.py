@@ -16,7 +16,16 @@ from typing import Any, ClassVar, Final
 from attrs import frozen
 
 from virtio_py.devices.net.commands import NetCommands
-from virtio_py.devices.net.header import Packet, decode_header, encode_header, header_size, packet_of
+from virtio_py.devices.net.header import (
+    SECURITY_FLAGS,
+    Packet,
+    annex_of,
+    decode_header,
+    encode_header,
+    header_size,
+    packet_of,
+)
+from virtio_py.devices.net.ipsec import IPSEC_OUTB_SA
 from virtio_py.devices.net.layout import (
     ETHERNET_HEADER,
     FEATURE_NEEDS,
@@ -44,6 +53,9 @@ from virtio_py.spec import DeviceId, mask
 
 _F = NetFeature
 _BIG: Final = mask(_F.GUEST_TSO4, _F.GUEST_TSO6, _F.GUEST_UFO, _F.GUEST_USO4, _F.GUEST_USO6)
+_ANNEX: Final = mask(_F.OUT_NET_HEADER, _F.IPSEC)
+USUAL_MTU: Final = 1500
+"""What is assumed of a path where the device says nothing, in bytes without Ethernet's header."""
 _NO_MAC: Final = b"\x02virt\0"
 """Locally administered: what we are called where the device has no name for us."""
 
@@ -69,10 +81,11 @@ class NetDriver(NetCommands):
     """A network interface's driver. What the device cannot be sent undone is done in software.
 
     receive_bytes: how much memory is kept posted in each receiveq
+    protecting: outbound associations of IPsec that exist, and by how many bytes they make a packet longer at most
     """
 
     device_id = DeviceId.NET
-    known_features = mask(*_F) & ~mask(_F.GSO, _F.GUEST_RSC4, _F.GUEST_RSC6, _F.IPSEC, _F.RSC_EXT)
+    known_features = mask(*_F) & ~mask(_F.GSO, _F.GUEST_RSC4, _F.GUEST_RSC6, _F.RSC_EXT)
     feature_needs = FEATURE_NEEDS
     receive_bytes: ClassVar[int] = 1 << 20
     merged_size: ClassVar[int] = 2048
@@ -96,6 +109,7 @@ class NetDriver(NetCommands):
         """Step 8: receive buffers are there before DRIVER_OK; the device is told of them after it."""
         self.pairs, self.contexts = 1, set()
         self.control = self.queues[2 * self.max_pairs] if self.has(_F.CTRL_VQ) else None
+        self.protecting: dict[int, int] = {}
         self._header = header_size(self.features)
         self._host = host_offloads(self.features)
         self._arrived: list[deque[tuple[Any, Packet]]] = [deque() for _ in range(self.max_pairs)]
@@ -144,9 +158,12 @@ class NetDriver(NetCommands):
             raise UsageError(f"{len(whole.frame)} bytes are no frame")
         # DATA_VALID and RSC_INFO are a device's to set.
         whole = whole._replace(flags=whole.flags & ~(HdrFlag.DATA_VALID | HdrFlag.RSC_INFO))
+        if whole.flags & SECURITY_FLAGS:
+            whole = self._to_secure(whole)
         for part in fit(whole, self._host):
-            self._check_mtu(part)
-            self._send(self.transmitq(pair), part, timeout)
+            sent = part.annexed(whole) if self.features & _ANNEX else part
+            self._check_mtu(sent)
+            self._send(self.transmitq(pair), sent, timeout)
 
     def send_all(self, packets: Iterable[Packet | bytes], pair: int = 0) -> None:
         """Sends packets, and waits until the device has taken them all."""
@@ -160,11 +177,26 @@ class NetDriver(NetCommands):
         while queue.outstanding:
             self._reclaim(self.wait_used(queue, 1, timeout))
 
+    def _to_secure(self, packet: Packet) -> Packet:
+        """The packet, with SECURITY only if it is to be secured: one that was received may have the flag, too."""
+        flags = packet.flags & ~SECURITY_FLAGS
+        if not packet.flags & HdrFlag.SECURITY or packet.resource_type != IPSEC_OUTB_SA:
+            return packet._replace(flags=flags, resource_id=0, resource_type=0)
+        if packet.resource_id not in self.protecting:
+            raise UsageError(f"there is no outbound association {packet.resource_id}")
+        return packet._replace(flags=flags | HdrFlag.SECURITY)
+
     def _check_mtu(self, packet: Packet) -> None:
-        mtu = self.info.mtu
+        secured = bool(packet.flags & HdrFlag.SECURITY)
+        mtu = self.info.mtu if self.info.mtu or not secured else USUAL_MTU
+        if mtu is None or (packet.gso != Gso.NONE and not secured):
+            return
+        # What a device encrypts it cuts first, and nobody can cut it afterwards (net-ipsec.driver.ipsec-operation.7).
+        length = len(packet.frame) if packet.gso == Gso.NONE else packet.hdr_len + packet.gso_size
+        length += self.protecting[packet.resource_id] if secured else 0
         tag = VLAN_TAG if vlan_id(packet.frame) is not None else 0
-        if mtu is not None and packet.gso == Gso.NONE and len(packet.frame) > mtu + ETHERNET_HEADER + tag:
-            raise UsageError(f"a frame of {len(packet.frame)} bytes, with an MTU of {mtu}")
+        if length > mtu + ETHERNET_HEADER + tag:
+            raise UsageError(f"a frame of {length} bytes, with an MTU of {mtu}")
 
     def _send(self, queue: DriverQueue, packet: Packet, timeout: float) -> None:
         self._reclaim(self._take_used(queue))
@@ -237,7 +269,10 @@ class NetDriver(NetCommands):
         lonely = header.flags & HdrFlag.UDP_TUNNEL_CSUM and header.flags & HdrFlag.NEEDS_CSUM
         if virtio_net_hdr.violations(header) or (lonely and not header.gso_type & TUNNEL):
             return
-        self._arrived[pair].append((header, packet_of(header, frame)))
+        packet = packet_of(header, frame)
+        if self.features & _ANNEX:
+            packet = annex_of(packet, header, self.features)
+        self._arrived[pair].append((header, packet))
 
     def _content(self, queue: DriverQueue, buffer: Buffer, length: int) -> bytes:
         """A copy of what the device wrote; the buffer is posted again."""
