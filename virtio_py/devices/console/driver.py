@@ -93,7 +93,7 @@ class ConsoleDriver(Driver):
 
     # Ports
 
-    def port(self, which: int | str = 0, timeout: float = 5.0) -> ConsoleStream:
+    def port(self, which: int | str = 0, timeout: float | None = None) -> ConsoleStream:
         """The port with a number or a name, waited for. Raises UsageError if it does not come in time."""
         if not self.wait_until(lambda: self._find(which) is not None, timeout):
             raise UsageError(f"there is no port {which!r}")
@@ -221,9 +221,9 @@ class ConsoleDriver(Driver):
             self.fail()
             raise
 
-    def wait_until(self, condition: Callable[[], bool], timeout: float) -> bool:
+    def wait_until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
         """Works until `condition` holds; False after `timeout` seconds. Raises as `wait_used` does."""
-        deadline = monotonic() + timeout
+        deadline = self.deadline(timeout)
         while True:
             self.poll()
             if condition():

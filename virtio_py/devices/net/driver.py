@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, ClassVar, Final
 
 from attrs import frozen
@@ -146,13 +147,21 @@ class NetDriver(NetCommands):
 
     # Sending
 
-    def send(self, packet: Packet | bytes, pair: int = 0, timeout: float = 5.0) -> None:
+    def send(self, packet: Packet | bytes, pair: int = 0, timeout: float | None = None) -> None:
         """Queues a frame, or a packet that is not finished; finishes it as far as the device does not.
 
         Waits while the queue is full. Raises UsageError for what must not be sent, RequestError for a packet whose
         offsets are wrong, and what `Driver.wait_used` raises."""
+        self._check_pair(pair)
+        for part in self._prepared(packet):
+            self._send(self.transmitq(pair), part, timeout)
+
+    def _check_pair(self, pair: int) -> None:
         if not 0 <= pair < self.pairs:
             raise UsageError(f"transmitq{pair + 1} is not in use, only {self.pairs}")
+
+    def _prepared(self, packet: Packet | bytes) -> Iterator[Packet]:
+        """What the device can be sent for a packet."""
         whole = Packet(packet) if isinstance(packet, bytes) else packet
         if not ETHERNET_HEADER <= len(whole.frame) <= MAX_FRAME + VLAN_TAG:
             raise UsageError(f"{len(whole.frame)} bytes are no frame")
@@ -163,19 +172,42 @@ class NetDriver(NetCommands):
         for part in fit(whole, self._host):
             sent = part.annexed(whole) if self.features & _ANNEX else part
             self._check_mtu(sent)
-            self._send(self.transmitq(pair), sent, timeout)
+            yield sent
 
-    def send_all(self, packets: Iterable[Packet | bytes], pair: int = 0) -> None:
-        """Sends packets, and waits until the device has taken them all."""
-        for packet in packets:
-            self.send(packet, pair)
-        self.flush(pair)
+    def send_all(self, packets: Iterable[Packet | bytes], pair: int = 0, timeout: float | None = None) -> None:
+        """Sends packets, as many as the queue holds with one publish and one notification, and waits until the device
+        has taken them all. Raises as `send`; what comes before the packet that must not be sent may have been."""
+        self._check_pair(pair)
+        queue = self.transmitq(pair)
+        parts = chain.from_iterable(self._prepared(packet) for packet in packets)
+        with self.within(timeout):
+            while batch := list(islice(parts, queue.size)):
+                while batch := batch[self._add_many(queue, batch) :]:
+                    self._reclaim(self.wait_used(queue))
+            self.flush(pair)
 
-    def flush(self, pair: int = 0, timeout: float = 5.0) -> None:
+    def _add_many(self, queue: DriverQueue, packets: Sequence[Packet]) -> int:
+        """Makes packets available, the first ones; how many there was room for. Raises UsageError if there never is."""
+        self._reclaim(self._take_used(queue))
+        buffers: list[Buffer] = []
+        for packet in packets[: queue.free_slots]:
+            try:
+                buffers.append(self._filled(encode_header(packet, self._header) + packet.frame))
+            except UsageError:
+                if not buffers and not queue.outstanding:
+                    raise
+                break
+        added = queue.add_many([([buffer.extent], (), buffer) for buffer in buffers])
+        self._give_back(buffers[added:])
+        self.kick(queue)
+        return added
+
+    def flush(self, pair: int = 0, timeout: float | None = None) -> None:
         """Waits until the device has taken everything that was sent."""
         queue = self.transmitq(pair)
-        while queue.outstanding:
-            self._reclaim(self.wait_used(queue, 1, timeout))
+        with self.within(timeout):
+            while queue.outstanding:
+                self._reclaim(self.wait_used(queue))
 
     def _to_secure(self, packet: Packet) -> Packet:
         """The packet, with SECURITY only if it is to be secured: one that was received may have the flag, too."""
@@ -198,7 +230,7 @@ class NetDriver(NetCommands):
         if length > mtu + ETHERNET_HEADER + tag:
             raise UsageError(f"a frame of {length} bytes, with an MTU of {mtu}")
 
-    def _send(self, queue: DriverQueue, packet: Packet, timeout: float) -> None:
+    def _send(self, queue: DriverQueue, packet: Packet, timeout: float | None) -> None:
         self._reclaim(self._take_used(queue))
         while not queue.free_slots:
             self._reclaim(self.wait_used(queue, 1, timeout))
@@ -211,13 +243,13 @@ class NetDriver(NetCommands):
 
     # Receiving
 
-    def receive(self, pair: int = 0, timeout: float = 5.0) -> Packet | None:
+    def receive(self, pair: int = 0, timeout: float | None = None) -> Packet | None:
         """The next packet of a receiveq, None after `timeout` seconds; its full header is `last_header`.
 
         The packet may have been left unfinished, as far as the features allow: `segmentation.fit(packet, 0)` makes
         frames of it. Raises RequestError, with FAILED set, for a device that breaks the specification.
         """
-        deadline = time.monotonic() + timeout
+        deadline = self.deadline(timeout)
         while not self._arrived[pair]:
             self._collect(pair)
             left = deadline - time.monotonic()
@@ -229,6 +261,16 @@ class NetDriver(NetCommands):
                     self.transport.wait(min(0.05, left))
         self.last_header, packet = self._arrived[pair].popleft()
         return packet
+
+    def receive_many(self, count: int, pair: int = 0, timeout: float | None = None) -> list[Packet]:
+        """The next `count` packets of a receiveq, or those that have come after `timeout` seconds."""
+        deadline, found = self.deadline(timeout), list[Packet]()
+        while len(found) < count:
+            packet = self.receive(pair, deadline - time.monotonic())
+            if packet is None:
+                break
+            found.append(packet)
+        return found
 
     def receive_all(self, pair: int = 0) -> list[Packet]:
         """The packets that have arrived, without waiting."""
