@@ -22,7 +22,7 @@ from virtio_py.device import Device, DeviceEnd, QueueSpec
 from virtio_py.devices.net import parts
 from virtio_py.devices.net.associations import AssociationTable
 from virtio_py.devices.net.control import Refused, carry_out, serve_command
-from virtio_py.devices.net.counters import CoalescingTable, Counts, Role
+from virtio_py.devices.net.counters import Coalescing, CoalescingTable, Counts, Role
 from virtio_py.devices.net.filtering import ReceiveFilter
 from virtio_py.devices.net.flow_filter import FlowTable
 from virtio_py.devices.net.flow_layout import FLOW_ACTIONS, IPSEC_ACTIONS, FlowAction, FlowRule
@@ -52,6 +52,7 @@ from virtio_py.devices.net.layout import (
     missing_any,
     virtio_net_config,
 )
+from virtio_py.devices.net.moderation import Moderation
 from virtio_py.devices.net.parsing import network_of, vlan_id
 from virtio_py.devices.net.ports.port import Port
 from virtio_py.devices.net.reception import Reception
@@ -78,6 +79,7 @@ USUAL_FEATURES: Final = ALL_FEATURES & ~WIDE_FEATURES & ~mask(_F.RSC_EXT, _F.STA
 standby has to be the standby of something."""
 
 _MULTIQUEUE: Final = mask(_F.MQ, _F.RSS)
+_COALESCING: Final = mask(_F.NOTF_COAL, _F.VQ_NOTF_COAL)
 _ANNEX: Final = mask(_F.OUT_NET_HEADER, _F.IPSEC)
 OFFLOAD_FEATURES: Final = mask(
     *OFFLOAD_OF_GUEST_FEATURE, *OFFLOAD_OF_HOST_FEATURE, _F.CTRL_GUEST_OFFLOADS, _F.GUEST_HDRLEN
@@ -128,6 +130,7 @@ class NetDevice(Device):
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.NET
+    moderates = True
     # A vhost-user front-end may keep controlq to itself, and then hands on what depends on it without CTRL_VQ.
     feature_needs = {feature: tuple(n for n in needs if n != _F.CTRL_VQ) for feature, needs in FEATURE_NEEDS.items()}
     port: Port
@@ -151,6 +154,7 @@ class NetDevice(Device):
     filter: ReceiveFilter = field(init=False, factory=ReceiveFilter)
     steering: Steering = field(init=False, factory=Steering)
     coalescing: CoalescingTable = field(init=False, factory=CoalescingTable)
+    moderation: Moderation = field(init=False)
     configured: dict[tuple[int, int], bytes] = field(init=False, factory=dict)
     reception: Reception = field(init=False, factory=Reception)
     flows: FlowTable = field(init=False, factory=FlowTable)
@@ -169,6 +173,7 @@ class NetDevice(Device):
             raise UsageError("more than one pair of queues takes VIRTIO_NET_F_MQ or VIRTIO_NET_F_RSS")
         self._own_mac = self.mac
         self._flow_objects = FlowObjects(self.flows)
+        self.moderation = Moderation(self._notify)
         self.port.attach(self.receive)
         # A value that its field cannot hold is to be refused here, not when a driver comes and reads.
         self.read_config()
@@ -308,6 +313,7 @@ class NetDevice(Device):
         self.filter, self.steering, self.coalescing = ReceiveFilter(), Steering(), CoalescingTable()
         self.reception, self.flows, self.associations = Reception(), FlowTable(), AssociationTable()
         self._opened_from = None
+        self.moderation = Moderation(self._notify)
         self._flow_objects = FlowObjects(self.flows)
         self.configured.clear()
         self._counts.clear()
@@ -342,10 +348,28 @@ class NetDevice(Device):
     def queue_reset(self, index: int) -> None:
         """The buffers kept of a queue are the driver's again."""
         self.reception.forget(index)
+        self.moderation.forget(index)
 
     def watch(self) -> Sequence[Watch]:
-        """What the port waits for."""
-        return self.port.watch()
+        """What the port waits for, and the times of notifications that are held back."""
+        return [*self.port.watch(), *self.moderation.watch()]
+
+    def hold_notification(self, index: int) -> bool:
+        """Whether coalescing has the driver wait for it."""
+        if not self.features & _COALESCING or self.role(index) not in (Role.RX, Role.TX):
+            return False
+        return self.moderation.holds(index, *self._moderated(index))
+
+    def _moderated(self, index: int) -> tuple[Coalescing, int]:
+        """The parameters of a queue, and how many packets have passed it."""
+        queue, role = self.in_service(index), Role(index & 1)
+        limits = self.coalescing.of(role, queue) if queue is not None else Coalescing()
+        return limits, self._counts_of(index)["rx_packets" if role == Role.RX else "tx_packets"]
+
+    def _notify(self, index: int) -> None:
+        queue = self.in_service(index)
+        if queue is not None and self._end is not None and self._end.running:
+            queue.notify()
 
     def handle(self, queue: DeviceQueue, chain: Chain) -> None:
         """Serves one chain of any queue. Raises RequestError for one that nobody can be told of otherwise."""
@@ -356,6 +380,7 @@ class NetDevice(Device):
 
     def _control(self, queue: DeviceQueue, chain: Chain) -> None:
         serve_command(self, self.counts(queue.index), chain)
+        self.moderation.recheck(self._moderated)
 
     def _transmit(self, queue: DeviceQueue, chain: Chain) -> None:
         counts = self._counts_of(queue.index)
