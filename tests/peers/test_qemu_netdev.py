@@ -49,7 +49,7 @@ KINDS: dict[str, Callable[[str, Path], tuple[str, Port]]] = {"stream": stream, "
 
 @contextmanager
 def qemu(netdevs: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A QEMU whose network back-ends are joined by a hub. It must run (no -S): while it is stopped, it forwards nothing."""
+    """A QEMU whose network back-ends are joined by a hub. It has to run (no -S): stopped, it forwards nothing."""
     [program] = require("qemu-system-x86_64")
     options = ["-machine", "none", "-nodefaults", "-display", "none", "-monitor", "none", "-serial", "none"]
     for netdev in netdevs:
