@@ -8,17 +8,34 @@ import pytest
 
 from tests.net_frames import US, V4, Wire, checksums_hold, ethernet, frame_of, ip, partial_packet, udp
 from tests.test_net_esp import SUITES, back, both, parameters, there
-from tests.test_net_flow import UDP_PORTS, C, G, R, group, udp_key
-from tests.test_net_pair import pair, settle
+from tests.test_net_flow import UDP_PORTS, C, R, udp_key
+from tests.test_net_pair import RING, SmallBuffers, pair, settle
+from virtio_py.admin.client import AdminClient, AdminFailed, GroupClient
+from virtio_py.admin.client_objects import CapabilityClient, ObjectClient, ObjectKind
+from virtio_py.admin.layout import GroupType
+from virtio_py.admin.owner import Administration
 from virtio_py.devices.net.device import ALL_FEATURES, NetDevice
 from virtio_py.devices.net.driver import NetDriver
-from virtio_py.devices.net.flow_layout import FlowAction, FlowRule, Selector, SelectorType, encode_selectors
+from virtio_py.devices.net.flow_driver import FlowDriver
+from virtio_py.devices.net.flow_layout import FlowAction, FlowRule, Selector, SelectorType
 from virtio_py.devices.net.header import Packet
-from virtio_py.devices.net.ipsec import IPSEC_INB_SA, IPSEC_OUTB_SA, IpsecOption
-from virtio_py.devices.net.ipsec_driver import IpsecDriver
+from virtio_py.devices.net.ipsec import (
+    IPSEC_INB_SA,
+    IPSEC_OUTB_SA,
+    IPSEC_RESOURCE_CAP,
+    IPSEC_SA_CAP,
+    IpsecDirection,
+    IpsecMode,
+    IpsecOption,
+    encode_modes,
+    virtio_crypto_ipsec_resource_cap,
+    virtio_crypto_resource_obj_ipsec_sa_256b_key,
+)
+from virtio_py.devices.net.ipsec_driver import INBOUND, OUTBOUND, IpsecDriver
 from virtio_py.devices.net.layout import Gso, HdrFlag, NetFeature
 from virtio_py.errors import UsageError
-from virtio_py.spec import mask
+from virtio_py.resources import AdminQualifier, AdminStatus
+from virtio_py.spec import Feature, bit, mask
 from virtio_py.transports.in_process import InProcess
 
 pytest.importorskip("cryptography")
@@ -28,55 +45,34 @@ BOTH = mask(_F.IPSEC, _F.OUT_NET_HEADER)
 EVERYTHING = ALL_FEATURES & ~mask(_F.RSC_EXT, _F.CTRL_VLAN, _F.CTRL_RX, _F.MTU)
 SECURED = HdrFlag.SECURITY
 FAILED = HdrFlag.SECURITY | HdrFlag.SECURITY_ERR
-ESP_RULE = encode_selectors(
-    [
-        Selector(SelectorType.ETH, bytes(12) + b"\xff\xff"),
-        Selector(SelectorType.IPV4, bytes(9) + b"\xff" + bytes(10)),
-    ]
-)
+ESP_SELECTORS = [
+    Selector(SelectorType.ETH, bytes(12) + b"\xff\xff"),
+    Selector(SelectorType.IPV4, bytes(9) + b"\xff" + bytes(10)),
+]
 ESP_KEY = bytes(12) + b"\x08\0" + bytes(9) + b"\x32" + bytes(10)
 
 
-class Direct:
-    """Administration commands without a queue: what they do to a device, and nothing of what carries them."""
-
-    def __init__(self, device: NetDevice) -> None:
-        self.device = device
-
-    def capability_ids(self) -> set[int]:
-        return set(self.device.capabilities())
-
-    def device_capability(self, number: int) -> bytes:
-        return self.device.capabilities()[number].offer()
-
-    def set_driver_capability(self, number: int, data: bytes) -> None:
-        self.device.capabilities()[number].accept(data)
-
-    def create_object(self, kind: int, ident: int, data: bytes) -> None:
-        self.device.resource_types()[kind].create(ident, data)
-
-    def modify_object(self, kind: int, ident: int, data: bytes) -> None:
-        modify = self.device.resource_types()[kind].modify
-        assert modify is not None
-        modify(ident, data)
-
-    def query_object(self, kind: int, ident: int) -> bytes:
-        return self.device.resource_types()[kind].query(ident)
-
-    def destroy_object(self, kind: int, ident: int) -> None:
-        self.device.resource_types()[kind].destroy(ident)
+def owned(wire: Wire, features: int, **options: Any) -> tuple[NetDriver, NetDevice, InProcess, ObjectClient]:
+    """A pair with an administration virtqueue."""
+    device = NetDevice(wire, offered=ALL_FEATURES & ~mask(_F.RSC_EXT), **options)
+    carrier = InProcess(device, memory_size=2 << 20, ring_features=RING, admin=Administration(device))
+    accepted = features & device.offered_features() | RING | bit(Feature.ADMIN_VQ)
+    driver = SmallBuffers(carrier, features=accepted, queue_size=64).start()
+    group = GroupClient(AdminClient(driver), GroupType.SELF)
+    return driver, device, carrier, ObjectClient(group, CapabilityClient(group))
 
 
 def secured(
     wire: Wire, features: int = EVERYTHING, action: FlowAction | None = FlowAction.IPSEC, **options: Any
 ) -> tuple[NetDriver, NetDevice, InProcess, IpsecDriver]:
     """A pair with IPsec, and a rule for all ESP if an action is given."""
-    driver, device, transport = pair(wire, features, queue_size=64, **options)
+    driver, device, transport, objects = owned(wire, features, **options)
     if action is not None:
-        device.flows.create(G, 0, group(0))
-        device.flows.create(C, 0, ESP_RULE)
-        device.flows.create(R, 0, FlowRule(0, 0, 0, ESP_KEY, action, 0).encode())
-    return driver, device, transport, IpsecDriver(driver, Direct(device)).start()
+        flows = FlowDriver(objects).start()
+        flows.create_group(0, priority=0)
+        flows.create_classifier(0, ESP_SELECTORS)
+        flows.create_rule(0, FlowRule(0, 0, 1, ESP_KEY, action, 0))
+    return driver, device, transport, IpsecDriver(driver, objects).start()
 
 
 def received(driver: NetDriver) -> list[tuple[bytes, int, int, int]]:
@@ -235,7 +231,7 @@ def test_rules_see_what_was_opened_only_if_it_is_recirculated(action: FlowAction
     wire = Wire()
     driver, device, _, ipsec = secured(wire, action=action)
     device.flows.create(C, 1, UDP_PORTS)
-    device.flows.create(R, 1, FlowRule(0, 1, 1, udp_key(1, 2), FlowAction.DROP, 0).encode())
+    device.flows.create(R, 1, FlowRule(0, 1, 0, udp_key(1, 2), FlowAction.DROP, 0).encode())
     given = parameters("gcm", 4)
     ipsec.create_inbound(5, given)
     sender, _ = both(given)
@@ -303,3 +299,187 @@ def test_ipsec_goes_with_the_network_header() -> None:
     with pytest.raises(UsageError):
         NetDevice(Wire(), offered=mask(_F.IPSEC))
     assert NetDevice(Wire(), offered=BOTH).offered_features() == BOTH
+
+
+# Commands
+
+KINDS = [(OUTBOUND, IpsecDirection.OUTBOUND), (INBOUND, IpsecDirection.INBOUND)]
+CAPS = (IPSEC_RESOURCE_CAP, IPSEC_SA_CAP)
+every_kind = pytest.mark.parametrize(("kind", "direction"), KINDS, ids=["outbound", "inbound"])
+
+
+def refused(ipsec: IpsecDriver, kind: ObjectKind, ident: int, data: bytes) -> tuple[AdminStatus, AdminQualifier]:
+    """How the device refuses an object that its driver does not check."""
+    ipsec.objects.live.pop((kind.type, ident), None)
+    with pytest.raises(AdminFailed) as failed:
+        ipsec.objects.create(kind, ident, data, 1 << 20)
+    return failed.value.status, failed.value.qualifier
+
+
+@pytest.mark.clause("net-ipsec.device.ipsec-operation.1")
+@pytest.mark.clause("net-ipsec.driver.ipsec-operation.1", "net-ipsec.driver.ipsec-operation.2")
+@pytest.mark.clause("net-ipsec.driver.ipsec-operation.3")
+def test_the_driver_learns_what_there_is_and_says_what_it_uses() -> None:
+    _, _, _, ipsec = secured(Wire(), max_associations=3)
+    assert ipsec.objects.capabilities.ids() >= set(CAPS)
+    assert [mode.mode for mode in ipsec.modes] == [IpsecMode.ESP_TUNNEL, IpsecMode.ESP_TRANSPORT]
+    chosen = ipsec.objects.capabilities.chosen
+    assert chosen[IPSEC_RESOURCE_CAP] == virtio_crypto_ipsec_resource_cap.encode(inb_sa_limit=3, outb_sa_limit=3)
+    assert set(chosen) >= set(CAPS)
+    without, _, _, objects = owned(Wire(), EVERYTHING & ~mask(_F.IPSEC))
+    assert not objects.capabilities.ids() & set(CAPS)
+    with pytest.raises(UsageError, match="IPsec"):
+        IpsecDriver(without, objects).start()
+
+
+@pytest.mark.clause("net-ipsec.device.ipsec-operation.2", "net-ipsec.device.ipsec-operation.10")
+@every_kind
+def test_an_object_is_made_changed_asked_for_and_made_again(kind: ObjectKind, direction: IpsecDirection) -> None:
+    _, device, _, ipsec = secured(Wire())
+    first, second = (parameters("gcm", spi=spi).encode(2, direction) for spi in (0x1000, 0x2000))
+    for _ in range(2):
+        ipsec.objects.create(kind, 2, first, 64)
+        assert ipsec.objects.query(kind, 2)[: len(first)] == first
+        ipsec.objects.modify(kind, 2, second)
+        assert ipsec.objects.query(kind, 2)[: len(second)] == second
+        ipsec.objects.destroy(kind, 2)
+        assert device.associations.outbound(2) is device.associations.inbound(0x2000) is None
+
+
+def test_a_modified_association_goes_on_counting_under_its_key() -> None:
+    wire = Wire()
+    driver, _, _, ipsec = secured(wire)
+    ipsec.create_outbound(0, parameters("gcm"))
+    driver.send_all([ipsec.secured(frame_of(b"x"), 0)] * 2)
+    same, other = parameters("gcm", options=int(IpsecOption.SA_LIFETIME)), parameters("gcm 256")
+    ipsec.objects.modify(OUTBOUND, 0, same.encode(0, IpsecDirection.OUTBOUND))
+    driver.send_all([ipsec.secured(frame_of(b"x"), 0)])
+    ipsec.objects.modify(OUTBOUND, 0, other.encode(0, IpsecDirection.OUTBOUND))
+    driver.send_all([ipsec.secured(frame_of(b"x"), 0)])
+    assert [int.from_bytes(frame[38:42], "big") for frame in wire.frames] == [1, 2, 3, 1]
+
+
+@pytest.mark.clause("net-ipsec.device.ipsec-operation.3")
+@every_kind
+@pytest.mark.parametrize("missing", CAPS)
+def test_without_a_capability_there_is_no_such_command(
+    kind: ObjectKind, direction: IpsecDirection, missing: int
+) -> None:
+    driver, _, _, objects = owned(Wire(), EVERYTHING)
+    ipsec = IpsecDriver(driver, objects)
+    for number in set(CAPS) - {missing}:
+        objects.capabilities.set(number, objects.capabilities.offered(number), lambda offered, chosen: True)
+    with pytest.raises(UsageError, match="was not set"):
+        objects.create(kind, 0, b"", 1)
+    bare = ObjectKind(kind.type, ())
+    answer = (AdminStatus.EINVAL, AdminQualifier.INVALID_OPCODE)
+    assert refused(ipsec, bare, 0, parameters("gcm").encode(0, direction)) == answer
+    objects.live[kind.type, 0] = frozenset()
+    for command in (
+        lambda: objects.modify(bare, 0, b""),
+        lambda: objects.query(bare, 0),
+        lambda: objects.destroy(bare, 0),
+    ):
+        with pytest.raises(AdminFailed, match="INVALID_OPCODE"):
+            command()
+
+
+@pytest.mark.clause("net-ipsec.device.ipsec-operation.4", "net-ipsec.device.ipsec-operation.5")
+@pytest.mark.clause("net-ipsec.device.ipsec-operation.6", "net-ipsec.device.ipsec-operation.7")
+@pytest.mark.clause("net-ipsec.device.ipsec-operation.8", "net-ipsec.device.ipsec-operation.11")
+@every_kind
+def test_objects_that_cannot_be_made(kind: ObjectKind, direction: IpsecDirection) -> None:
+    _, device, _, ipsec = secured(Wire(), max_associations=4)
+    good = parameters("gcm", spi=0x1000).encode(1, direction)
+    ipsec.objects.create(kind, 1, good, 4)
+    before = repr(device.associations._objects)
+    invalid = (AdminStatus.EINVAL, AdminQualifier.INVALID_FIELD)
+    assert refused(ipsec, kind, 1, good)[0] == AdminStatus.EEXIST
+    assert refused(ipsec, kind, 4, parameters("gcm", spi=0x2000).encode(4, direction)) == invalid
+    other = IpsecDirection.INBOUND if direction == IpsecDirection.OUTBOUND else IpsecDirection.OUTBOUND
+    wrong = [
+        parameters("gcm", spi=0x2000, mode=IpsecMode.AH_TRANSPORT).encode(2, direction),
+        parameters("gcm", spi=0x2000, options=int(IpsecOption.COPY_DF)).encode(2, direction),
+        parameters("gcm", spi=0x2000, options=1 << 40).encode(2, direction),
+        parameters("gcm", spi=0x2000, cipher=2).encode(2, direction),
+        parameters("cbc", spi=0x2000, cipher=7).encode(2, direction),
+        parameters("cbc", spi=0x2000, authentication=1).encode(2, direction),
+        parameters("gcm", spi=0x2000, key=bytes(15)).encode(2, direction),
+        parameters("gcm", spi=0).encode(2, direction),
+        parameters("gcm", spi=0x2000).encode(2, other),
+        bytes(8),
+    ]
+    if direction == IpsecDirection.INBOUND:
+        wrong.append(parameters("gcm", spi=0x2000, replay_window=1025).encode(2, direction))
+        wrong.append(good)
+    for data in wrong:
+        assert refused(ipsec, kind, 2, data) == invalid
+    assert repr(device.associations._objects) == before
+
+
+def test_more_than_is_offered_cannot_be_taken() -> None:
+    _, _, _, ipsec = secured(Wire())
+    limits = virtio_crypto_ipsec_resource_cap
+    ah = {"mode": IpsecMode.AH_TUNNEL}
+    for number, data in (
+        (IPSEC_RESOURCE_CAP, limits.encode(inb_sa_limit=65, outb_sa_limit=1)),
+        (IPSEC_SA_CAP, encode_modes([ah])),
+        (IPSEC_SA_CAP, encode_modes([{"mode": IpsecMode.ESP_TUNNEL, "max_cipher_key_len": 33}])),
+        (IPSEC_SA_CAP, encode_modes([{"mode": IpsecMode.ESP_TUNNEL, "options": 1 << 20}])),
+        (IPSEC_SA_CAP, b"\7"),
+    ):
+        with pytest.raises(AdminFailed, match="INVALID_FIELD"):
+            ipsec.objects.capabilities.set(number, data, lambda offered, chosen: True)
+    with pytest.raises(UsageError, match="not offered"):
+        ipsec.objects.capabilities.set(IPSEC_RESOURCE_CAP, limits.encode(inb_sa_limit=65), lambda o, c: False)
+    # Less can: only what was taken can be had then.
+    only = [{"mode": IpsecMode.ESP_TUNNEL, "aead_algo": 2, "max_cipher_key_len": 16}]
+    ipsec.objects.capabilities.set(IPSEC_SA_CAP, encode_modes(only), lambda offered, chosen: True)
+    transport = parameters("gcm").encode(0, IpsecDirection.OUTBOUND)
+    assert refused(ipsec, OUTBOUND, 0, transport)[0] == AdminStatus.EINVAL
+    ipsec.create_outbound(0, parameters("gcm", 4))
+
+
+@pytest.mark.clause("net-ipsec.device.ipsec-operation.12")
+def test_a_reset_destroys_associations() -> None:
+    driver, device, _, ipsec = secured(Wire())
+    ipsec.create_outbound(0, parameters("gcm"))
+    ipsec.create_inbound(0, parameters("gcm"))
+    driver.reset()
+    driver.start()
+    assert device.associations.outbound(0) is device.associations.inbound(0x1000) is None
+    assert driver.protecting == {}
+    group = GroupClient(AdminClient(driver), GroupType.SELF)
+    again = IpsecDriver(driver, ObjectClient(group, CapabilityClient(group))).start()
+    again.create_outbound(0, parameters("gcm"))
+    again.create_inbound(0, parameters("gcm"))
+
+
+@pytest.mark.clause("net-ipsec.driver.ipsec-operation.4", "net-ipsec.driver.ipsec-operation.5")
+@pytest.mark.clause("net-ipsec.driver.ipsec-operation.6")
+def test_the_driver_sets_all_there_is_to_be_set() -> None:
+    _, _, _, ipsec = secured(Wire())
+    given = parameters(
+        "cbc",
+        6,
+        salt=7,
+        options=int(IpsecOption.UDP_ENCAP | IpsecOption.SA_LIFETIME),
+        udp_ports=(4500, 4501),
+        replay_window=64,
+        lifetime=dict.fromkeys(
+            ("packets_soft_limit", "bytes_soft_limit", "packets_hard_limit", "bytes_hard_limit"), 1 << 20
+        ),
+    )
+    ipsec.create_outbound(3, given)
+    ipsec.create_inbound(3, given)
+    record = virtio_crypto_resource_obj_ipsec_sa_256b_key
+    sent, received = (record.decode(ipsec.objects.query(kind, 3)[: record.size]) for kind in (OUTBOUND, INBOUND))
+    assert [name for name in record.fields if not getattr(sent, name)] == []
+    # Of an inbound one the tunnel stays out.
+    assert (sent.param.type, received.param.type) == (6, 0)
+    assert any(sent.param.union)
+    assert not any(received.param.union)
+    with pytest.raises(UsageError, match="outbound tunnel"):
+        ipsec.create_outbound(4, parameters("cbc", mode=IpsecMode.ESP_TUNNEL))
+    with pytest.raises(UsageError, match="with the spi"):
+        ipsec.create_inbound(4, given)

@@ -25,6 +25,7 @@ from virtio_py.devices.net.ipsec import (
     IpsecOption,
     decode_modes,
     encode_modes,
+    modes_within,
     unsupported,
     virtio_crypto_ipsec_resource_cap,
     virtio_crypto_resource_obj_ipsec_sa_256b_key,
@@ -42,8 +43,6 @@ _LIMITS: Final = virtio_crypto_ipsec_resource_cap
 _SA: Final = virtio_crypto_resource_obj_ipsec_sa_256b_key
 _KEYING: Final = ("cipher_algo", "cipher_key", "auth_algo", "auth_key", "salt", "spi")
 """What two packets of one sequence number must not have in common."""
-_MASKS: Final = ("options", "cipher_algo", "hmac_algo", "aead_algo")
-_SIZES: Final = ("max_replay_win_sz", "max_cipher_key_len", "max_auth_key_len")
 
 
 class IpsecFailed(Exception):
@@ -172,14 +171,12 @@ class AssociationTable:
 
     def _accept_modes(self, data: bytes) -> None:
         try:
-            wanted = decode_modes(data)
+            within = modes_within(encode_modes(self.offered), data)
         except RequestError as error:
             raise Refused(AdminStatus.EINVAL, str(error)) from error
-        offered = {mode.mode: mode for mode in decode_modes(encode_modes(self.offered))}
-        for mode in wanted:
-            if mode.mode not in offered or _exceeds(mode, offered[mode.mode]):
-                raise Refused(AdminStatus.EINVAL, f"mode {mode.mode} is not offered like that")
-        self._modes = wanted
+        if not within:
+            raise Refused(AdminStatus.EINVAL, "modes that are not offered like that")
+        self._modes = decode_modes(data)
 
     # Objects
 
@@ -247,9 +244,3 @@ class AssociationTable:
     def inbound(self, spi: int) -> Association | None:
         """The association of a packet that has arrived, or None."""
         return self._by_spi.get(spi)
-
-
-def _exceeds(wanted: Any, can: Any) -> bool:
-    return any(getattr(wanted, name) & ~getattr(can, name) for name in _MASKS) or any(
-        getattr(wanted, name) > getattr(can, name) for name in _SIZES
-    )

@@ -179,6 +179,22 @@ def decode_modes(data: bytes) -> list[Any]:
     return found
 
 
+def modes_within(offered: bytes, chosen: bytes) -> bool:
+    """Whether a capability asks for no more modes, and no more of each, than another. Raises RequestError."""
+    most = {mode.mode: mode for mode in decode_modes(offered)}
+    return all(mode.mode in most and not _exceeds(mode, most[mode.mode]) for mode in decode_modes(chosen))
+
+
+def _exceeds(wanted: Any, can: Any) -> bool:
+    return any(getattr(wanted, name) & ~getattr(can, name) for name in _MASKS) or any(
+        getattr(wanted, name) > getattr(can, name) for name in _SIZES
+    )
+
+
+_MASKS: Final = ("options", "cipher_algo", "hmac_algo", "aead_algo")
+_SIZES: Final = ("max_replay_win_sz", "max_cipher_key_len", "max_auth_key_len")
+
+
 def unsupported(association: Any, modes: Sequence[Any]) -> str | None:
     """Why an association cannot be had from a device with these modes, or None (net-ipsec.device.ipsec-operation.6).
 

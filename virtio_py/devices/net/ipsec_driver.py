@@ -1,6 +1,6 @@
 """Inline IPsec, the half that asks (5.1.6.7): capabilities and associations, by administration commands.
 
-ipsec = IpsecDriver(driver, commands).start()
+ipsec = IpsecDriver(driver, objects).start()        objects: of the self group, see virtio_py.admin.client_objects
 ipsec.create_outbound(1, SecurityParameters(mode=IpsecMode.ESP_TUNNEL, spi=0x1000, …))
 driver.send(ipsec.secured(frame, 1))
 packet = driver.receive()           packet.flags: SECURITY, and SECURITY_ERR where it could not be opened
@@ -8,11 +8,12 @@ packet = driver.receive()           packet.flags: SECURITY, and SECURITY_ERR whe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Self
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
+from virtio_py.admin.client_objects import ObjectClient, ObjectKind, within_limits
 from virtio_py.devices.net.driver import NetDriver
 from virtio_py.devices.net.esp import expansion
 from virtio_py.devices.net.header import Packet
@@ -25,25 +26,23 @@ from virtio_py.devices.net.ipsec import (
     TUNNELS,
     IpsecDirection,
     IpsecMode,
+    decode_modes,
+    encode_modes,
+    modes_within,
+    virtio_crypto_ipsec_mode_cap,
+    virtio_crypto_ipsec_resource_cap,
     virtio_crypto_resource_obj_ipsec_sa_256b_key,
 )
 from virtio_py.devices.net.layout import HdrFlag
 from virtio_py.devices.net.parsing import network_of
 from virtio_py.errors import UsageError
+from virtio_py.resources import padded
 
 _SA: Final = virtio_crypto_resource_obj_ipsec_sa_256b_key
-
-
-class Commands(Protocol):
-    """The administration commands of the self group, as far as they are needed. All raise where the device refuses."""
-
-    def capability_ids(self) -> set[int]: ...
-    def device_capability(self, number: int) -> bytes: ...
-    def set_driver_capability(self, number: int, data: bytes) -> None: ...
-    def create_object(self, kind: int, ident: int, data: bytes) -> None: ...
-    def modify_object(self, kind: int, ident: int, data: bytes) -> None: ...
-    def query_object(self, kind: int, ident: int) -> bytes: ...
-    def destroy_object(self, kind: int, ident: int) -> None: ...
+_LIMITS: Final = virtio_crypto_ipsec_resource_cap
+_CAPS: Final = (IPSEC_RESOURCE_CAP, IPSEC_SA_CAP)
+OUTBOUND: Final = ObjectKind(IPSEC_OUTB_SA, _CAPS)
+INBOUND: Final = ObjectKind(IPSEC_INB_SA, _CAPS)
 
 
 @frozen(kw_only=True)
@@ -105,61 +104,56 @@ def _key(key: bytes) -> dict[str, Any]:
     return {"length": len(key), "data": key.ljust(KEY_BYTES, b"\0")}
 
 
+@define(eq=False)
 class IpsecDriver:
-    """The associations of one device.
+    """The associations of one device; `objects` are those of its self group. Everything raises UsageError for what a
+    driver must not do, and AdminFailed where the device refuses."""
 
-    capabilities: what the device offers, by id, and since `start` what we have accepted
-    """
+    driver: NetDriver
+    objects: ObjectClient
+    modes: Sequence[Any] = field(default=(), init=False)
+    _limits: Any = field(default=None, init=False)
+    _spis: dict[int, int] = field(factory=dict, init=False)
 
-    def __init__(self, driver: NetDriver, commands: Commands) -> None:
-        self.driver = driver
-        self.commands = commands
-        self.capabilities: dict[int, bytes] = {}
-        self._spis: dict[int, int] = {}
-
-    def start(self) -> IpsecDriver:
-        """Learns what the device can do, and accepts all of it. Raises UsageError where there is no IPsec."""
-        listed = self.commands.capability_ids()
-        wanted = (IPSEC_RESOURCE_CAP, IPSEC_SA_CAP)
-        if not listed.issuperset(wanted):
+    def start(self) -> Self:
+        """Learns what the device can do, and takes all of it. Raises UsageError where there is no IPsec."""
+        capabilities = self.objects.capabilities
+        if not capabilities.ids().issuperset(_CAPS):
             raise UsageError("the device does not offer IPsec")
-        for number in wanted:
-            self.capabilities[number] = self.commands.device_capability(number)
-            self.commands.set_driver_capability(number, self.capabilities[number])
+        limits = padded(capabilities.offered(IPSEC_RESOURCE_CAP), _LIMITS.size)
+        self._limits = _LIMITS.decode(limits)
+        self.modes = decode_modes(capabilities.offered(IPSEC_SA_CAP))
+        capabilities.set(IPSEC_RESOURCE_CAP, limits, within_limits(_LIMITS))
+        chosen = encode_modes([virtio_crypto_ipsec_mode_cap.as_dict(mode) for mode in self.modes])
+        capabilities.set(IPSEC_SA_CAP, chosen, modes_within)
         return self
 
     def create_outbound(self, ident: int, parameters: SecurityParameters) -> None:
         """An association for packets that are sent."""
         data = parameters.encode(ident, IpsecDirection.OUTBOUND)
-        self.commands.create_object(IPSEC_OUTB_SA, ident, data)
+        self.objects.create(OUTBOUND, ident, data, self._limits.outb_sa_limit)
         self.driver.protecting[ident] = expansion(_SA.decode(data))
 
     def create_inbound(self, ident: int, parameters: SecurityParameters) -> None:
         """An association for packets that are received. Raises UsageError for an SPI that another one has."""
         if parameters.spi in self._spis.values():
             raise UsageError(f"there is an inbound association with the spi {parameters.spi:#x}")
-        self.commands.create_object(IPSEC_INB_SA, ident, parameters.encode(ident, IpsecDirection.INBOUND))
+        data = parameters.encode(ident, IpsecDirection.INBOUND)
+        self.objects.create(INBOUND, ident, data, self._limits.inb_sa_limit)
         self._spis[ident] = parameters.spi
 
     def destroy_outbound(self, ident: int) -> None:
-        """Nothing can be sent under it from now on. Raises UsageError if there is none."""
-        self._known(ident, self.driver.protecting)
+        """Nothing can be sent under it from now on."""
         # What was handed over is still the association's.
         for pair in range(self.driver.pairs):
             self.driver.flush(pair)
-        self.commands.destroy_object(IPSEC_OUTB_SA, ident)
+        self.objects.destroy(OUTBOUND, ident)
         del self.driver.protecting[ident]
 
     def destroy_inbound(self, ident: int) -> None:
-        """Packets that were opened under it may still arrive, and name it. Raises UsageError if there is none."""
-        self._known(ident, self._spis)
-        self.commands.destroy_object(IPSEC_INB_SA, ident)
+        """Packets that were opened under it may still arrive, and name it."""
+        self.objects.destroy(INBOUND, ident)
         del self._spis[ident]
-
-    @staticmethod
-    def _known(ident: int, objects: Mapping[int, int]) -> None:
-        if ident not in objects:
-            raise UsageError(f"there is no association {ident}")
 
     def secured(self, packet: Packet | bytes, ident: int) -> Packet:
         """The packet, to be sent under an outbound association."""
