@@ -124,6 +124,8 @@ def test_what_does_not_change() -> None:
 @pytest.mark.clause("net.device.multiqueue-mode-prose.1")
 def test_every_offer_is_consistent(offered: int, pairs: int, known: bool) -> None:
     offered &= ALL_FEATURES
+    # net-ipsec.device.feature-bits-prose.1
+    offered |= bit(_F.OUT_NET_HEADER) if offered & bit(_F.IPSEC) else 0
     if not offered & mask(_F.MQ, _F.RSS) or not offered & bit(_F.CTRL_VQ):
         pairs = 1
     device = NetDevice(Wire(), offered=offered, pairs=pairs, mtu=1500 if known else None, speed=1 if known else None)
