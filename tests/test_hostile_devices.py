@@ -67,7 +67,7 @@ from hypothesis import strategies as st
 
 from tests.ring_matrix import LAYOUTS
 from tests.test_every_carrier import DEVICES
-from tests.test_ring_hostile import ATTACKS, SIZE, WRITE, Attack, Villain, with_regions
+from tests.test_ring_hostile import SIZE, WRITE, with_regions
 from virtio_py.devices.console.device import ConsoleDevice
 from virtio_py.devices.console.endpoints import MemoryEndpoint
 from virtio_py.devices.net.layout import ETHERNET_HEADER
@@ -77,6 +77,7 @@ from virtio_py.memory import GuestMemory, Region
 from virtio_py.records import Record
 from virtio_py.rings.layouts import pvirtq_desc, virtq_used, virtq_used_elem
 from virtio_py.spec import DeviceStatus, Feature, PackedDescFlag, bit, mask
+from virtio_py.testing.hostile_driver import ATTACKS, Attack, HostileDriver
 from virtio_py.transports.in_process import InProcess
 
 _RING = mask(Feature.VERSION_1, Feature.INDIRECT_DESC)
@@ -117,7 +118,7 @@ class Scene:
         self.memory = with_regions(self.carrier.arena.memory)
         self.carrier.end.replace_memory(self.memory)
         good, scratch = (self.carrier.arena.allocate(n).address for n in (4096, 1025 * 16))
-        self.villain = Villain(self.memory, self.driver.queues[self.ask.queue], good, scratch)
+        self.villain = HostileDriver(self.memory, self.driver.queues[self.ask.queue], good, scratch)
 
     def settle(self) -> None:
         while self.carrier.step():
