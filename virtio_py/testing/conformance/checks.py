@@ -20,7 +20,7 @@ class Check:
     clauses: those it observes; of a ring it observes those of the layout it is run with. What the text says without a
     normative word has no clause, and an id here that begins with "prose."
     devices: the kinds of devices it is for, all where there are none; layouts: the ring layouts it is run with
-    needs: positions of the features that must be offered
+    needs: positions of the features that must be offered; hostile: whether a device may die of it
     """
 
     run: Callable[[Rig], None]
@@ -28,6 +28,7 @@ class Check:
     devices: tuple[str, ...] = ()
     layouts: tuple[str, ...] = LAYOUTS
     needs: tuple[int, ...] = ()
+    hostile: bool = False
 
     def __call__(self, rig: Rig) -> None:
         self.run(rig)
@@ -51,11 +52,17 @@ class Check:
 Decorator = Callable[[Callable[[Rig], None]], Check]
 
 
-def check(*clauses: str, devices: str = "", layouts: str = "split packed", needs: tuple[int, ...] = ()) -> Decorator:
+def check(
+    *clauses: str,
+    devices: str = "",
+    layouts: str = "split packed",
+    needs: tuple[int, ...] = (),
+    hostile: bool = False,
+) -> Decorator:
     """Makes a check of a function; names are separated by spaces, and a clause of one layout is for that layout."""
 
     def decorate(run: Callable[[Rig], None]) -> Check:
-        made = Check(run, clauses, tuple(devices.split()), (), needs)
+        made = Check(run, clauses, tuple(devices.split()), (), needs, hostile)
         wanted = tuple(layout for layout in layouts.split() if made.observed(layout))
         return evolve(made, layouts=wanted)
 

@@ -214,7 +214,7 @@ def _checks_of(attack: Attack) -> Iterator[Check]:
     needs = (Feature.INDIRECT_DESC,) if attack.indirect else ()
     for layout, clause in (("split", attack.split), ("packed", attack.packed)):
         if clause:
-            yield check(clause, layouts=layout, needs=needs)(run)
+            yield check(clause, layouts=layout, needs=needs, hostile=True)(run)
 
 
 def _stage(rig: Rig, attack: Attack) -> None:

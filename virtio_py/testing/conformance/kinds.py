@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
-from virtio_py.devices.blk.layout import BlkFeature, BlkRequest, BlkStatus, virtio_blk_req
+from virtio_py.devices.blk.layout import (
+    BlkFeature,
+    BlkRequest,
+    BlkStatus,
+    ZonedModel,
+    virtio_blk_config,
+    virtio_blk_req,
+)
 from virtio_py.devices.blk.layout import config_length as blk_config_length
 from virtio_py.devices.console.layout import ConsoleFeature, num_queues, virtio_console_config
 from virtio_py.devices.net.header import header_size
@@ -52,8 +59,9 @@ class Kind:
 
     features, needs: its feature bits, and which need which; queues: the indices of those to be set up with what was
     negotiated; good: a request that must end well; legacy: mask of features that are legacy, or make requests
-    other ones; repeats: whether a good request has the same answer each time; config: bytes of the configuration that an offer
-    brings into being; prepare: what a driver does once DRIVER_OK is set
+    other ones; repeats: whether a good request has the same answer each time; config: bytes of the configuration that
+    an offer brings into being; base: mask of features without which a device is of no use at all; prepare: what a
+    driver does once DRIVER_OK is set
     """
 
     name: str
@@ -64,6 +72,7 @@ class Kind:
     needs: FeatureNeeds
     legacy: int = 0
     repeats: bool = True
+    base: Callable[[Rig], int] = lambda rig: 0
     config: Callable[[int], int] = lambda offered: 1
     prepare: Callable[[Rig], None] = lambda rig: None
 
@@ -83,6 +92,17 @@ def blk_request(kind: int, sector: int = 0, data: bytes = b"", room: int = 0, st
 
     header = virtio_blk_req.encode(type=kind, sector=sector)
     return Request(0, (header, data) if data else (header,), (room, 1) if room else (1,), judge)
+
+
+def host_managed(rig: Rig) -> bool:
+    """Whether the disk has zones that a driver must know of."""
+    if not rig.offered & bit(BlkFeature.ZONED):
+        return False
+    return bool(rig.need_config(virtio_blk_config.size)[virtio_blk_config.offset("zoned.model")] == ZonedModel.HM)
+
+
+def _blk_base(rig: Rig) -> int:
+    return bit(BlkFeature.ZONED) if host_managed(rig) else 0
 
 
 def blk_status(status: int) -> str:
@@ -163,6 +183,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         {},
         mask(BlkFeature.BARRIER, BlkFeature.SCSI, BlkFeature.ZONED),
         config=blk_config_length,
+        base=_blk_base,
     ),
     "net": Kind(
         "net",

@@ -153,8 +153,8 @@ class Rig:
         return bool(self.transport.read_status() & _S.FEATURES_OK)
 
     def choose(self, *features: int) -> int:
-        """These features, what they need, VERSION_1 and the layout's."""
-        chosen = mask(*features) | bit(Feature.VERSION_1) | self.layout_bit
+        """These features, what they and the device need, VERSION_1 and the layout's."""
+        chosen = mask(*features) | bit(Feature.VERSION_1) | self.layout_bit | self.kind.base(self)
         while lacking := [n for f in range(chosen.bit_length()) if chosen >> f & 1 for n in self.kind.needs.get(f, ())]:
             if not mask(*lacking) & ~chosen:
                 break

@@ -102,7 +102,8 @@ class Suite:
         meant = ended.clause if ended is not None else ""
         for clause in clauses if meant in ("", *clauses) else (meant, *clauses):
             outcome, detail = _outcome(check, ended, clause, meant)
-            detail = "; ".join([detail, *remarks])
+            name = [] if outcome in (Outcome.PASS, Outcome.SKIP) else [f"({check.name})"]
+            detail = "; ".join([" ".join([detail, *name]), *remarks])
             yield Verdict(clause, outcome, f"{layout}: {detail}", seconds, f"{check.name}, {layout}")
 
     def _try(self, check: Check, layout: str) -> tuple[Ended | None, list[str]]:
@@ -115,7 +116,7 @@ class Suite:
             return Wedged(f"there is no connection: {error}"), []
         try:
             ended = self._run(check, rig)
-            if ended is not None and ended.outcome not in (Outcome.SKIP, Outcome.FAIL):
+            if check.hostile if ended is None else ended.outcome in (Outcome.REJECT, Outcome.WEDGED):
                 ended = self._alive(check, rig, ended)
         finally:
             self._close(rig.transport)
@@ -153,20 +154,21 @@ class Suite:
             return Failed(str(error))
         return None
 
-    def _alive(self, check: Check, rig: Rig, ended: Ended) -> Ended:
+    def _alive(self, check: Check, rig: Rig, ended: Ended | None) -> Ended | None:
         """After a hang-up, a refusal or silence: whether a new connection finds the device at work."""
         self._close(rig.transport)
+        before = ended.detail if ended is not None else check.title
         try:
             probe = self._rig("split")
         except (OSError, VirtioError) as error:
             self._lost(check)
-            return Wedged(f"{ended.detail}; then the back-end is gone ({error})")
+            return Wedged(f"{before}; then the back-end is gone ({error})")
         try:
             probe.start()
             probe.good()
         except (OSError, VirtioError) as error:
             self._lost(check)
-            return Wedged(f"{ended.detail}; then nothing is answered on a new connection ({error})")
+            return Wedged(f"{before}; then nothing is answered on a new connection ({error})")
         finally:
             self._close(probe.transport)
         return ended
