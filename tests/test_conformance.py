@@ -96,6 +96,7 @@ def test_our_devices_conform(name: str, check: Check, layout: str) -> None:
         pytest.skip(verdicts[0].detail)
 
 
+@pytest.mark.long
 def test_every_check_is_tried_on_one_device_at_least() -> None:
     passed: set[str] = set()
     for kind, make in DEVICES.values():

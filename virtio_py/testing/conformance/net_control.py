@@ -14,7 +14,7 @@ from virtio_py.testing.conformance.rig import Rig
 from virtio_py.testing.conformance.verdicts import Failed, Rejected, Skipped
 
 _F = NetFeature
-_OURS: Final = bytes.fromhex("525400123456")
+_OURS: Final = bytes.fromhex("52540066b579")
 _THEIRS: Final = bytes.fromhex("525400654321")
 _GROUP: Final = bytes.fromhex("33330000beef")
 _BROADCAST: Final = b"\xff" * 6
