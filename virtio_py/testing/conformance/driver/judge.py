@@ -11,7 +11,7 @@ from virtio_py.device import Device, DeviceEnd, QueueSpec
 from virtio_py.errors import UsageError
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
-from virtio_py.spec import DeviceStatus, Feature, bit
+from virtio_py.spec import DeviceStatus, Feature, bit, mask
 from virtio_py.status import FeatureNeeds, missing_needs
 from virtio_py.testing.conformance.driver import blk, console, net, rings, scsi
 from virtio_py.testing.conformance.driver.ledger import Ledger
@@ -113,7 +113,7 @@ class Judge(Device):
         # Nothing else gets this far: what was not offered is refused, with its clause, before.
         must(f"{_FEATURES}.1", True, "")
         must(f"{_FEATURES}.2", not lacking, f"features {lacking} are accepted without what they need")
-        own = sum(bit(f) for f in (*kind.features, *Feature))
+        own = mask(*kind.features, *Feature)
         must(f"{_FEATURES}.5", not features & ~own, f"bits {features & ~own:#x} mean nothing for {self.name}")
 
     def activate(self, end: DeviceEnd, features: int) -> None:
