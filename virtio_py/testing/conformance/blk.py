@@ -23,7 +23,8 @@ from virtio_py.devices.blk.layout import (
 from virtio_py.spec import bit
 from virtio_py.testing.conformance.checks import check
 from virtio_py.testing.conformance.kinds import BLOCK, blk_request, blk_status, host_managed
-from virtio_py.testing.conformance.rig import Answer, Rig, recut
+from virtio_py.testing.conformance.parts import Answer, recut
+from virtio_py.testing.conformance.rig import Rig
 from virtio_py.testing.conformance.verdicts import Failed, Rejected, Skipped
 
 _F, _R, _S = BlkFeature, BlkRequest, BlkStatus

@@ -9,7 +9,8 @@ from attrs import evolve
 
 from virtio_py.testing.conformance.checks import check
 from virtio_py.testing.conformance.kinds import Request
-from virtio_py.testing.conformance.rig import Rig, recut
+from virtio_py.testing.conformance.parts import recut
+from virtio_py.testing.conformance.rig import Rig
 
 _FRAMING: Final = ("split.device.message-framing.1", "packed.device.scatter-gather-support.1")
 _USED: Final = ("split.device.used-ring.2", "prose.packed.used-length")

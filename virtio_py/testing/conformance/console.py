@@ -15,7 +15,8 @@ from virtio_py.devices.console.layout import (
 )
 from virtio_py.testing.conformance.checks import Check, check
 from virtio_py.testing.conformance.kinds import Request
-from virtio_py.testing.conformance.rig import Rig, Sent
+from virtio_py.testing.conformance.parts import Sent
+from virtio_py.testing.conformance.rig import Rig
 from virtio_py.testing.conformance.verdicts import Failed
 
 _F = ConsoleFeature

@@ -15,8 +15,10 @@ from attrs import evolve, frozen
 from virtio_py.errors import Disconnected, NeedsReset
 from virtio_py.spec import Feature
 from virtio_py.testing.conformance.checks import Check, check
-from virtio_py.testing.conformance.hands import INDIRECT, NEXT, WRITE, Descriptor, Hand, PackedHand, SplitHand, table
+from virtio_py.testing.conformance.hands import INDIRECT, NEXT, WRITE, Descriptor, Hand, table
+from virtio_py.testing.conformance.packed_hand import PackedHand
 from virtio_py.testing.conformance.rig import NOWHERE, Rig
+from virtio_py.testing.conformance.split_hand import SplitHand
 from virtio_py.testing.conformance.verdicts import Wedged
 
 _NO_CLAUSE: Final = "status.device.device-status-field.2"

@@ -6,7 +6,8 @@ from attrs import evolve
 
 from virtio_py.spec import Feature
 from virtio_py.testing.conformance.checks import check
-from virtio_py.testing.conformance.rig import Rig, recut
+from virtio_py.testing.conformance.parts import recut
+from virtio_py.testing.conformance.rig import Rig
 from virtio_py.testing.conformance.verdicts import Failed
 
 

@@ -22,7 +22,8 @@ from virtio_py.devices.net.layout import (
 from virtio_py.spec import bit
 from virtio_py.testing.conformance.checks import check
 from virtio_py.testing.conformance.kinds import FRAME, Request, net_send
-from virtio_py.testing.conformance.rig import Rig, Sent, recut
+from virtio_py.testing.conformance.parts import Sent, recut
+from virtio_py.testing.conformance.rig import Rig
 from virtio_py.testing.conformance.verdicts import Failed, Skipped
 
 _F = NetFeature

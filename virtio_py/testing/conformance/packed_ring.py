@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from virtio_py.spec import PackedDescFlag
 from virtio_py.testing.conformance.checks import check
-from virtio_py.testing.conformance.hands import PackedHand
+from virtio_py.testing.conformance.packed_hand import PackedHand
 from virtio_py.testing.conformance.rig import Rig
 
 

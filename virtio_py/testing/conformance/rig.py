@@ -11,86 +11,42 @@ NeedsReset, a hang-up is Disconnected, both from whatever waits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import monotonic
-from typing import Final, NamedTuple
+from typing import Final
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from virtio_py.driver import Transport
 from virtio_py.errors import Disconnected, NeedsReset, VirtioError
-from virtio_py.memory import Buffer
+from virtio_py.memory import GuestMemory
 from virtio_py.rings.queue import DriverQueue
 from virtio_py.spec import DeviceStatus, Feature, bit, feature_names, mask
-from virtio_py.testing.conformance.hands import INDIRECT, WRITE, Descriptor, Hand, make_hand, table
+from virtio_py.testing.conformance.hands import INDIRECT, Descriptor, Hand, table
 from virtio_py.testing.conformance.kinds import Kind, Request
+from virtio_py.testing.conformance.packed_hand import PackedHand
+from virtio_py.testing.conformance.parts import Answer, Part, Sent, make_part, shape_of
+from virtio_py.testing.conformance.split_hand import SplitHand
 from virtio_py.testing.conformance.verdicts import Failed, Rejected, Skipped, Wedged
 
 NOWHERE: Final = 1 << 46
 """A guest address far behind any memory."""
-_GUARD: Final = 32
-_GUARD_BYTE: Final = b"\x5a"
 _S = DeviceStatus
 ACKNOWLEDGED: Final = int(_S.ACKNOWLEDGE | _S.DRIVER)
 NEGOTIATED: Final = int(ACKNOWLEDGED | _S.FEATURES_OK)
 RUNNING: Final = int(NEGOTIATED | _S.DRIVER_OK)
 
 
-class Answer(NamedTuple):
-    """What came back. data: all writable bytes, written or not; length: the used length, None where none was told."""
-
-    data: bytes
-    length: int | None
-
-
-@frozen
-class Part:
-    """One buffer of a request: the memory with its guards, the part between them, and what was put there."""
-
-    whole: Buffer
-    inner: Buffer
-    content: bytes
-    writable: bool
-
-    @property
-    def descriptor(self) -> Descriptor:
-        """As it stands in a ring or a table."""
-        return Descriptor(self.inner.address, len(self.content), WRITE if self.writable else 0)
-
-    def check(self, layout: str) -> None:
-        """Raises Failed if the device wrote where it must not."""
-        view, size = self.whole.view, len(self.content)
-        if bytes(view[:_GUARD]) != _GUARD_BYTE * _GUARD or bytes(view[_GUARD + size :]) != _GUARD_BYTE * _GUARD:
-            raise Failed(f"the device wrote beside a buffer of {size} bytes", clause=_WRITES[layout])
-        if not self.writable and bytes(self.inner.view) != self.content:
-            raise Failed(f"the device wrote to a readable buffer of {size} bytes", clause=_WRITES[layout])
-
-
-_LENGTH: Final = {"split": "split.device.used-ring.2", "packed": "prose.packed.used-length"}
-_WRITES: Final = {"split": "split.device.descriptor-table.1", "packed": "packed.device.descriptor-table.1"}
-
-
-@frozen
-class Sent:
-    """A request under way: its parts, and the id that the ring knows it by."""
-
-    request: Request
-    parts: tuple[Part, ...]
-    id: int
-    extra: tuple[Buffer, ...] = ()
-
-
 @define(eq=False)
 class Rig:
     """See the module. layout: of the queues that `start` sets up; patience, quiet: seconds to wait for what must come,
-    and for what must not; connect: makes another connection. remarks: what the verdict is to mention besides."""
+    and for what must not; thorough: whether it may take long; remarks: what the verdict is to mention besides."""
 
     transport: Transport
     kind: Kind
     layout: str
     patience: float
     quiet: float
-    connect: Callable[[], Transport]
     thorough: bool = False
     features: int = field(init=False, default=0)
     hands: dict[int, Hand] = field(init=False, factory=dict)
@@ -237,11 +193,7 @@ class Rig:
 
     def part(self, content: bytes, writable: bool = False) -> Part:
         """A buffer of its own, between guards."""
-        whole = self.transport.arena.allocate(len(content) + 2 * _GUARD)
-        whole.view[:] = _GUARD_BYTE * len(whole.view)
-        inner = Buffer(whole.address + _GUARD, whole.view[_GUARD : _GUARD + len(content)])
-        inner.view[:] = content
-        return Part(whole, inner, content, writable)
+        return make_part(self.transport.arena, content, writable)
 
     def parts(self, request: Request, canary: int = 0xA5) -> tuple[Part, ...]:
         """The buffers of a request, as they are cut."""
@@ -306,7 +258,7 @@ class Rig:
     def collect(self, sent: Sent) -> Answer:
         """Waits for a request. Raises NeedsReset, Wedged, and Failed for what the device did to memory."""
         if not self.holds(lambda: self.is_used(sent) or self.needs_reset):
-            raise Wedged(f"a request of {_shape(sent)} is not answered within {self.patience} s")
+            raise Wedged(f"a request of {shape_of(sent)} is not answered within {self.patience} s")
         if (sent.request.queue, sent.id) not in self._used:
             raise NeedsReset("the device has set DEVICE_NEEDS_RESET")
         return self.take(sent)
@@ -314,13 +266,9 @@ class Rig:
     def take(self, sent: Sent) -> Answer:
         """The answer to a request that is used."""
         length = self._used.pop((sent.request.queue, sent.id))
-        for part in sent.parts:
-            part.check(self.layout)
-        data = b"".join(bytes(part.inner.view) for part in sent.parts if part.writable)
-        if length is not None and length > len(data):
-            raise Failed(f"{length} bytes are said to be written to {len(data)}", clause=_LENGTH[self.layout])
+        answer = sent.answer(length, self.layout)
         self.transport.arena.free(*(part.whole for part in sent.parts), *sent.extra)
-        return Answer(data, length)
+        return answer
 
     def ask(self, request: Request, canary: int = 0xA5, direct: int | None = None) -> Answer:
         """A request, start to end; the request's own judgement is heard."""
@@ -367,15 +315,6 @@ class Rig:
         self.kick(index)
 
 
-def _shape(sent: Sent) -> str:
-    sizes = [f"{len(part.content)}{'w' if part.writable else 'r'}" for part in sent.parts]
-    return f"{'+'.join(sizes)} bytes in queue {sent.request.queue}"
-
-
-def recut(pieces: Sequence[bytes], *lengths: int) -> tuple[bytes, ...]:
-    """The same bytes, cut at other places: pieces of these lengths, and the rest."""
-    data, cut = b"".join(pieces), []
-    for length in lengths:
-        cut.append(data[:length])
-        data = data[length:]
-    return tuple(piece for piece in (*cut, data) if piece)
+def make_hand(queue: DriverQueue, memory: GuestMemory) -> Hand:
+    """The hand for a queue's layout."""
+    return {"split": SplitHand, "packed": PackedHand}[queue.layout](queue, memory)

@@ -123,7 +123,7 @@ class Suite:
         return ended, rig.remarks
 
     def _rig(self, layout: str) -> Rig:
-        return Rig(self._connected(), self.kind, layout, self.patience, self.quiet, self.connect, self.thorough)
+        return Rig(self._connected(), self.kind, layout, self.patience, self.quiet, self.thorough)
 
     def _connected(self) -> Transport:
         """A connection; a back-end that has just lost one, or has just begun, may take a moment."""

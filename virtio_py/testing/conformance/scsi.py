@@ -30,7 +30,8 @@ from virtio_py.devices.scsi.layout import (
 from virtio_py.devices.scsi.sense import ScsiStatus
 from virtio_py.testing.conformance.checks import check
 from virtio_py.testing.conformance.kinds import INQUIRY, TEST_UNIT_READY, Request, scsi_command
-from virtio_py.testing.conformance.rig import Answer, Rig
+from virtio_py.testing.conformance.parts import Answer
+from virtio_py.testing.conformance.rig import Rig
 from virtio_py.testing.conformance.verdicts import Skipped
 
 _R = ScsiResponse

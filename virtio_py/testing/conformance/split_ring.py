@@ -6,8 +6,9 @@ from functools import partial
 
 from virtio_py.spec import Feature
 from virtio_py.testing.conformance.checks import check
-from virtio_py.testing.conformance.hands import SplitHand
-from virtio_py.testing.conformance.rig import Rig, Sent
+from virtio_py.testing.conformance.parts import Sent
+from virtio_py.testing.conformance.rig import Rig
+from virtio_py.testing.conformance.split_hand import SplitHand
 from virtio_py.testing.conformance.verdicts import Skipped, Wedged
 
 
