@@ -27,6 +27,7 @@ from virtio_py.testing.conformance.rig import Rig
 from virtio_py.testing.conformance.verdicts import Failed, Skipped
 
 _F = NetFeature
+_INCOMING: Final = "net.device.incoming-packets"
 _BUFFERS: Final = 8
 LONG_FRAME: Final = FRAME + bytes(range(256)) * 4
 
@@ -53,6 +54,17 @@ def the_mtu_is_in_range(rig: Rig) -> None:
     mtu = net_config(rig).mtu
     rig.require(68 <= mtu <= 65535, f"mtu is {mtu}", "net.device.config-layout.2")
     rig.should(mtu >= 1280, f"mtu is {mtu}")
+
+
+@check("net.device.config-layout.4", devices="net", layouts="split", needs=(_F.MTU,))
+def the_mtu_stays(rig: Rig) -> None:
+    """mtu is the same before, in and after operation."""
+    before = net_config(rig).mtu
+    rig.start(_F.MTU)
+    rig.good()
+    rig.require(net_config(rig).mtu == before, f"mtu is {net_config(rig).mtu}, and was {before}")
+    rig.reset()
+    rig.require(net_config(rig).mtu == before, f"mtu is {net_config(rig).mtu} after a reset, and was {before}")
 
 
 @check("net.device.config-layout.10", devices="net", layouts="split", needs=(_F.SPEED_DUPLEX,))
@@ -152,11 +164,14 @@ def a_packet_is_sent_however_it_is_cut(rig: Rig) -> None:
 
 
 class Received:
-    """Frames that come back, taken out of receiveq1. size: bytes of each buffer posted."""
+    """Frames that come back, taken out of receiveq1. size: bytes of each buffer posted.
+
+    together: how many buffers were found used at once, where the last frame began"""
 
     def __init__(self, rig: Rig, size: int, count: int = _BUFFERS) -> None:
         self.rig = rig
         self.header_size = header_size(rig.features)
+        self.together = 0
         self.posted = [rig.stage(Request(0, (), (size,))) for _ in range(count)]
         rig.publish(0)
 
@@ -181,7 +196,9 @@ class Received:
         found: list[tuple[bytes, int]] = []
 
         def whole() -> bool:
-            found.extend(self.used())
+            found.extend(more := self.used())
+            if more and len(more) == len(found):
+                self.together = len(more)
             return sum(length for _, length in found) >= self.header_size + len(frame)
 
         if not self.rig.holds(whole, 10 * self.rig.quiet):
@@ -206,6 +223,7 @@ def a_packet_is_one_buffer(rig: Rig) -> None:
 @check(
     "net.device.incoming-packets.2",
     "net.device.incoming-packets.3",
+    "net.device.incoming-packets.4",
     "net.device.setting-up-receive-buffers.1",
     devices="net",
     needs=(_F.MRG_RXBUF,),
@@ -218,6 +236,8 @@ def a_packet_is_spread_over_buffers(rig: Rig) -> None:
         found = received.echo(LONG_FRAME)
         count = decode_header(found[0][0][: received.header_size]).num_buffers
         rig.require(count == len(found), f"num_buffers is {count} for {len(found)}", "net.device.incoming-packets.2")
+        together = received.together
+        rig.require(together == count, f"{together} of {count} buffers were used at first", f"{_INCOMING}.4")
         full = all(length == size for _, length in found[:-1])
         rig.require(full, f"buffers of {size} have {[n for _, n in found]} bytes", "net.device.incoming-packets.3")
         data = b"".join(data for data, _ in found)[received.header_size :]
@@ -237,6 +257,17 @@ def a_plain_header(rig: Rig) -> None:
         header = decode_header(data[: received.header_size])
         rig.require(header.flags == 0, f"flags are {header.flags:#x}", "net.device.incoming-packets.5")
         rig.require(header.gso_type == Gso.NONE, f"gso_type is {header.gso_type}", "net.device.incoming-packets.26")
+
+
+@check("net.device.config-layout.6", devices="net", needs=(_F.MTU,))
+def a_frame_as_long_as_may_be(rig: Rig) -> None:
+    """A frame of mtu bytes behind its Ethernet header is sent whole."""
+    mtu = net_config(rig).mtu
+    rig.start(_F.MTU)
+    received = Received(rig, header_size(rig.features) + ETHERNET_HEADER + mtu)
+    received.echo(FRAME)
+    found = received.echo((FRAME + bytes(mtu))[: ETHERNET_HEADER + mtu])
+    rig.require(len(found) == 1, f"it comes back in {len(found)} buffers")
 
 
 @check("net.device.vlan-filtering.1", devices="net")

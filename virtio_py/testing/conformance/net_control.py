@@ -129,6 +129,45 @@ def a_filter_table_is_set(rig: Rig) -> None:
         rig.require(_reached(received, to), f"a frame to {to.hex()}, which is in the table, does not come")
 
 
+@check("net.device.mac-filtering.1", devices="net", needs=(_F.CTRL_VQ, _F.CTRL_RX, _F.MAC))
+def a_reset_empties_the_table(rig: Rig) -> None:
+    """After a reset the filter table is empty."""
+    entries = (1).to_bytes(4, "little") + _THEIRS + bytes(4)
+    reached = []
+    for table in (b"", entries, b""):
+        _begin(rig, _F.CTRL_RX, _F.MAC)
+        received = Received(rig, 2048, 32)
+        _done(rig, c.RX_PROMISC, b"\0")
+        if table:
+            _done(rig, c.MAC_TABLE_SET, table)
+        reached.append(_reached(received, _THEIRS))
+    if reached[:2] != [False, True]:
+        raise Skipped("the table does not decide what comes")
+    rig.require(not reached[2], "a frame to an address that was in the table comes after a reset")
+
+
+@check(
+    "net.device.automatic-receive-steering.1",
+    "net.device.automatic-receive-steering.2",
+    devices="net",
+    needs=(_F.CTRL_VQ, _F.MQ),
+)
+def packets_arrive_where_they_may(rig: Rig) -> None:
+    """Until VQ_PAIRS_SET, and after it with 1, packets arrive in receiveq1 only."""
+    if net_config(rig).max_virtqueue_pairs < 2:
+        raise Skipped("there is one pair of queues")
+    _begin(rig, _F.MQ)
+    others = [rig.send(Request(2, (), (2048,))) for _ in range(4)]
+    received = Received(rig, 2048, 32)
+    for n, number in ((1, None), (2, 1)):
+        if number is not None:
+            _done(rig, c.MQ_VQ_PAIRS_SET, number.to_bytes(2, "little"))
+        for port in range(8):
+            received.echo(FRAME[:-1] + bytes([port]))
+        strayed = any(rig.is_used(one) for one in others)
+        rig.require(not strayed, "a packet arrives in receiveq2", f"net.device.automatic-receive-steering.{n}")
+
+
 @check("net.device.mac-filtering.3", devices="net", needs=(_F.CTRL_VQ, _F.CTRL_MAC_ADDR, _F.MAC))
 def the_address_is_set(rig: Rig) -> None:
     """MAC_ADDR_SET shows in the configuration before it is answered."""

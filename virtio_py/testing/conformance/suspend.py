@@ -95,3 +95,20 @@ def unasked_it_does_not_suspend(rig: Rig) -> None:
     status = rig.transport.read_status()
     rig.require(status & ACKNOWLEDGED == ACKNOWLEDGED and bool(status & DeviceStatus.DRIVER_OK), f"{status:#x}")
     rig.good()
+
+
+@check("basic.device.device-suspend.2", "basic.device.device-suspend.5", needs=_NEEDS)
+def the_configuration_stays_as_it_is(rig: Rig) -> None:
+    """The configuration of a suspended device stays as it is, whatever is written to it."""
+    rig.need_status()
+    rig.start(Feature.SUSPEND)
+    length = rig.kind.config(rig.offered)
+    before = rig.need_config(length)
+    _suspend(rig)
+    rig.pause()
+    rig.require(rig.need_config(length) == before, "it has changed by itself", "basic.device.device-suspend.5")
+    rig.transport.write_config(0, bytes(b ^ 0xFF for b in before))
+    changed = rig.need_config(length) != before
+    rig.should(not changed, "what is written to the configuration has an effect")
+    _resume(rig)
+    rig.good()
