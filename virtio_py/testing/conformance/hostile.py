@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from virtio_py.errors import Disconnected, NeedsReset
 from virtio_py.spec import Feature
@@ -104,8 +104,10 @@ def _two(first: int, second: int) -> Act:
     return lambda v: v.chain(Descriptor(v.good, 4, first), Descriptor(v.good, 4, second))
 
 
-def _split_only(*args: object, **options: object) -> Attack:
-    return evolve(Attack(*args, **options), packed="")  # type: ignore[arg-type]  # as Attack takes them
+def _split_only(
+    name: str, title: str, act: Act, clause: str = _NO_CLAUSE, *, indirect: bool = False, spoils: bool = False
+) -> Attack:
+    return Attack(name, title, act, clause, "", indirect, spoils)
 
 
 _FRAMING: Final = ("split.driver.message-framing.1", "packed.driver.scatter-gather-support.3")

@@ -50,7 +50,6 @@ class Judge(Device):
     view: View = field(init=False)
     _kind: Kind = field(init=False)
     _rings: rings.Rings = field(init=False)
-    _end: DeviceEnd | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
         self._kind = _KINDS[self.name]()
@@ -92,7 +91,7 @@ class Judge(Device):
 
     def reset(self) -> None:
         self._rings.reset()
-        self.view.features, self._end = 0, None
+        self.view.features = 0
         self.inner.reset()
 
     def write_config(self, offset: int, data: bytes) -> None:
@@ -117,7 +116,6 @@ class Judge(Device):
         must(f"{_FEATURES}.5", not features & ~own, f"bits {features & ~own:#x} mean nothing for {self.name}")
 
     def activate(self, end: DeviceEnd, features: int) -> None:
-        self._end = end
         wanted = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FEATURES_OK | DeviceStatus.DRIVER_OK
         status = end.read_status()
         for clause in (f"{_INITIALISATION}.1", "status.driver.device-status-field.1"):
