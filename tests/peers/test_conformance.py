@@ -82,7 +82,7 @@ def dpdk(socket: Path) -> str:
 def test_dpdk(tmp_path: Path) -> None:
     rows: Rows = []
     for area in ("features", "status", "reset", "net", "prose", "packed", "split.device"):
-        rows += conform(tmp_path, "net", dpdk(tmp_path / "s"), "--only", area, "--patience", "1")
+        rows += conform(tmp_path, "net", dpdk(tmp_path / "s"), "--only", area, "--patience", "2")
     assert set(found(rows, "FAIL")) == {
         "features.device.feature-bits.1",
         "net.device.incoming-packets.1",
@@ -96,7 +96,7 @@ def test_dpdk(tmp_path: Path) -> None:
 
 
 def test_dpdk_and_an_index_that_jumps(tmp_path: Path) -> None:
-    rows = conform(tmp_path, "net", dpdk(tmp_path / "s"), "--only", DPDK_HOSTILE, "--patience", "1")
+    rows = conform(tmp_path, "net", dpdk(tmp_path / "s"), "--only", DPDK_HOSTILE, "--patience", "2")
     assert "hostile_index_jumps" in found(rows, "WEDGED")[DPDK_HOSTILE]
 
 

@@ -84,7 +84,7 @@ def _spawning(args: argparse.Namespace) -> Iterator[Any]:
         return
     from virtio_py.testing.conformance.spawn import Spawned
 
-    with Spawned(args.spawn, args.socket_path) as spawned:
+    with Spawned(args.spawn, args.socket_path, lambda: _connect(args).close()) as spawned:
         yield spawned.restart
 
 
