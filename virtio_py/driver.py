@@ -25,10 +25,22 @@ class Transport(Protocol):
 
     legacy_page: 0, or for a legacy interface (1.3.1) the alignment in bytes of its queues, which lie in one piece there
     fixed_queue_sizes: whether a queue has the size that the device says, and no smaller one (legacy PCI)
+    used_notifications: how many used buffer notifications have arrived so far, None where that is not counted
     """
 
     legacy_page: int = 0
     fixed_queue_sizes: bool = False
+    used_notifications: int | None = None
+
+    @property
+    def tells_status(self) -> bool:
+        """Whether the status is what the device says, and not what the carrier has to infer."""
+        return True
+
+    @property
+    def tells_config(self) -> bool:
+        """Whether the configuration can be read."""
+        return True
 
     @property
     def arena(self) -> Arena:
