@@ -60,6 +60,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print-capabilities", action="store_true", help="print capabilities as JSON and exit")
     parser.add_argument("--engine", choices=("reference", "compiled"), default="reference", help="what runs the rings")
     parser.add_argument("--packed", action="store_true", help="offer packed virtqueues")
+    parser.add_argument("--in-order", action="store_true", help="offer to use buffers in the order they come in")
     parser.add_argument(
         "--inband-notifications", action="store_true", help="offer to replace event descriptors by messages"
     )
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     from virtio_py.rings.engine import engine_named
-    from virtio_py.spec import Feature, bit
+    from virtio_py.spec import Feature, mask
     from virtio_py.status import RING_FEATURES
     from virtio_py.transports.vhost_user_messages import ProtocolFeature
     from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES
@@ -108,7 +109,9 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "engine": engine_named(args.engine),
         "log": _log,
         "protocol_features": PROTOCOL_FEATURES | args.inband_notifications << ProtocolFeature.INBAND_NOTIFICATIONS,
-        "ring_features": RING_FEATURES & ~bit(Feature.RING_PACKED) | args.packed << Feature.RING_PACKED,
+        "ring_features": RING_FEATURES & ~mask(Feature.RING_PACKED, Feature.IN_ORDER)
+        | args.packed << Feature.RING_PACKED
+        | args.in_order << Feature.IN_ORDER,
     }
 
 
