@@ -24,6 +24,7 @@ from virtio_py.errors import UsageError
 from virtio_py.rings.engine import Engine, engine_named
 from virtio_py.rings.queue import DriverQueue
 from virtio_py.spec import bit
+from virtio_py.status import RING_FEATURES
 from virtio_py.transports import vhost_user_messages as m
 from virtio_py.transports.vhost_user_messages import BackendRequest, Message, ProtocolFeature
 from virtio_py.transports.vhost_user_server import Server, inherited, listening
@@ -77,9 +78,20 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 
 @contextlib.contextmanager
-def serving(path: Path, engine: Engine | None = None, protocol: int = PROTOCOL_FEATURES) -> Iterator[Running]:
+def serving(
+    path: Path,
+    engine: Engine | None = None,
+    protocol: int = PROTOCOL_FEATURES,
+    ring_features: int = RING_FEATURES,
+) -> Iterator[Running]:
     device, lines = Echo(), list[str]()
-    server = Server(device, engine=engine or engine_named("reference"), log=lines.append, protocol_features=protocol)
+    server = Server(
+        device,
+        engine=engine or engine_named("reference"),
+        log=lines.append,
+        protocol_features=protocol,
+        ring_features=ring_features,
+    )
     with listening(str(path)) as listener:
         running = Running(str(path), server, device, lines, threading.Thread(target=server.serve, args=[listener]))
         running.thread.start()

@@ -13,7 +13,7 @@ from typing import ClassVar, Final, NamedTuple, Protocol, TypeVar
 from attrs import define, field
 
 from virtio_py.config_space import ConfigSpace
-from virtio_py.errors import MessageError, NegotiationError, PeerError, UsageError
+from virtio_py.errors import MemoryFault, MessageError, NegotiationError, PeerError, UsageError
 from virtio_py.memory import GuestMemory
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.engine import REFERENCE, Engine
@@ -114,6 +114,8 @@ class DeviceEnd:
 
     ring_features: mask of the features offered besides the device's own.
     legacy:        the carrier has the legacy interface (1.3.1): 32 feature bits, no VERSION_1, no FEATURES_OK.
+    missed:        asked about a MemoryFault in a queue: True if the address may yet come to be mapped, and the carrier
+                   serves the queue again then. Nothing of the chain was taken.
     kicks, calls:  available and used buffer notifications since the last reset, by the index of the queue.
     """
 
@@ -123,6 +125,7 @@ class DeviceEnd:
     engine: Engine = REFERENCE
     ring_features: int = RING_FEATURES
     legacy: bool = False
+    missed: Callable[[MemoryFault], bool] = field(default=lambda fault: False)
     fault: PeerError | None = field(default=None, init=False)
     features: int = field(default=0, init=False)
     kicks: Counter[int] = field(init=False, factory=Counter)
@@ -383,7 +386,8 @@ class DeviceEnd:
             return work()
         except PeerError as error:
             error.queue = index if error.queue is None else error.queue
-            self.needs_reset(error)
+            if not (isinstance(error, MemoryFault) and self.missed(error)):
+                self.needs_reset(error)
             return None
 
     def attend(self, watch: Watch) -> None:

@@ -19,8 +19,10 @@ from virtio_py.device import Device
 from virtio_py.errors import MessageError, PeerError
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.status import RING_FEATURES
+from virtio_py.transports.vhost_user_iotlb import answered
 from virtio_py.transports.vhost_user_messages import (
     FRONTEND_MESSAGES,
+    BackendRequest,
     Flag,
     FrontendRequest,
     Message,
@@ -113,6 +115,12 @@ class Backend:
     def attend(self, watch: Watch) -> None:
         """One of those is ready."""
         self.session.end.attend(watch)
+
+    def answered(self, message: Message) -> None:
+        """What the front-end answered on the channel of our requests. Raises MessageError for what is no answer."""
+        if not message.flags & Flag.REPLY or message.request != BackendRequest.IOTLB_MSG:
+            raise MessageError(f"message {message.request} on the back-end's channel answers nothing")
+        answered(self.session, decode_payload("IOTLB_MSG", Shape(u64), message.payload).u64)
 
     def serve(self) -> bool:
         """Serves every ring that is due, one budget each. True if something is left to do."""

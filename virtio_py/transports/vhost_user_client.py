@@ -18,13 +18,12 @@ from array import array
 from collections.abc import Callable
 from typing import Final
 
-from attrs import define, field
-
 from virtio_py.device import Device
 from virtio_py.errors import Disconnected, MessageError
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.status import RING_FEATURES
 from virtio_py.transports.vhost_user_backend import Backend
+from virtio_py.transports.vhost_user_channel import Channel, Outbox
 from virtio_py.transports.vhost_user_messages import MAX_FDS, Assembler
 from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES, Shell
 from virtio_py.watch import wait_ready
@@ -32,40 +31,6 @@ from virtio_py.watch import wait_ready
 _ONE: Final = (1).to_bytes(8, "little")
 _POLL_INTERVAL: Final = 0.001
 """How often rings are looked at whose driver does not kick, in seconds."""
-
-
-@define
-class Outbox:
-    """Bytes that wait to be sent on a stream socket. `unique`: what waits already is not queued twice."""
-
-    socket: socket.socket
-    unique: bool = False
-    _waiting: list[bytes] = field(init=False, factory=list)
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing waits."""
-        return not self._waiting
-
-    def push(self, data: bytes) -> None:
-        """Queues and sends what can be sent at once."""
-        # The first one may have left in part.
-        if not (self.unique and data in self._waiting[1:]):
-            self._waiting.append(data)
-        self.flush()
-
-    def flush(self) -> None:
-        """Sends what the socket takes without waiting. Raises Disconnected."""
-        try:
-            while self._waiting:
-                sent = self.socket.send(self._waiting[0], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-                self._waiting[0] = self._waiting[0][sent:]
-                if not self._waiting[0]:
-                    self._waiting.pop(0)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            raise Disconnected(f"the front-end does not listen: {error.strerror}") from error
 
 
 class Client(Shell):
@@ -91,7 +56,8 @@ class Client(Shell):
         self._assembler = Assembler()
         self._fds: list[int] = []
         self._replies = Outbox(connection)
-        self._channels: dict[int, Outbox] = {}
+        self._channels: dict[int, Channel] = {}
+        self._channel_events: dict[int, int] = {}
         self._sockets: dict[int, socket.socket] = {}
         self._kicks: dict[int, int] = {}
         self._wanted = select.EPOLLIN
@@ -149,11 +115,24 @@ class Client(Shell):
 
     def _event(self, fd: int) -> None:
         if fd in self._channels:
-            self._channels[fd].flush()
-            if self._channels[fd].empty:
-                self._epoll.unregister(fd)
+            self._attend_channel(fd)
         elif fd in self._kicks and self._consume(fd):
             self._backend.kicked(self._kicks[fd])
+
+    def _attend_channel(self, fd: int) -> None:
+        channel = self._channels[fd]
+        channel.flush()
+        if answer := channel.receive():
+            self._backend.answered(answer)
+        self._watch_channel(fd, channel.events)
+
+    def _watch_channel(self, fd: int, events: int) -> None:
+        before = self._channel_events.pop(fd, 0)
+        if events:
+            self._channel_events[fd] = events
+            (self._epoll.modify if before else self._epoll.register)(fd, events)
+        elif before:
+            self._epoll.unregister(fd)
 
     def _consume(self, fd: int) -> bool:
         """Takes an event without ever waiting for one; False if there is none. One that is dead is watched no more."""
@@ -227,9 +206,8 @@ class Client(Shell):
 
     def close(self, fd: int) -> None:
         """See Shell."""
-        channel = self._channels.pop(fd, None)
-        if channel is not None and not channel.empty:
-            self._epoll.unregister(fd)
+        if self._channels.pop(fd, None) is not None:
+            self._watch_channel(fd, 0)
         self._unwatch(fd)
         owner = self._sockets.pop(fd, None)
         if owner is not None:
@@ -279,16 +257,13 @@ class Client(Shell):
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             raise MessageError("the channel's descriptor is not a socket")
         self._sockets[fd] = socket.socket(fileno=fd)
-        self._channels[fd] = Outbox(self._sockets[fd], unique=True)
+        self._channels[fd] = Channel(self._sockets[fd])
 
     def send(self, fd: int, message: bytes) -> None:
         """See Shell."""
-        outbox = self._channels[fd]
-        waited = not outbox.empty
-        outbox.push(message)
-        # Watched only while something waits: that the other end was closed would be reported for ever.
-        if not waited and not outbox.empty:
-            self._epoll.register(fd, select.EPOLLOUT)
+        channel = self._channels[fd]
+        channel.send(message)
+        self._watch_channel(fd, channel.events)
 
     def log(self, line: str) -> None:
         """See Shell."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from virtio_py.errors import MessageError
 from virtio_py.spec import mask
+from virtio_py.transports.vhost_user_iotlb import use_memory
 from virtio_py.transports.vhost_user_memory import MAX_MEM_SLOTS, MemoryTable
 from virtio_py.transports.vhost_user_messages import (
     INVALID_FD,
@@ -107,6 +108,13 @@ def add_mem_reg(session: Session, value: Any, fds: list[int]) -> None:
 
 def rem_mem_reg(session: Session, value: Any, fds: list[int]) -> None:
     session.replace_table(lambda: session.table.without_region(value.region))
+
+
+def iotlb_msg(session: Session, value: Any, fds: list[int]) -> None:
+    if not session.translating:
+        raise MessageError("an IOTLB message without VIRTIO_F_ACCESS_PLATFORM")
+    session.iotlb.apply(value)
+    use_memory(session)
 
 
 # Rings
@@ -247,6 +255,7 @@ HANDLERS: Final[dict[FrontendRequest, Handler]] = {
     _R.GET_QUEUE_NUM: get_queue_num,
     _R.SET_VRING_ENABLE: set_vring_enable,
     _R.SET_BACKEND_REQ_FD: set_backend_req_fd,
+    _R.IOTLB_MSG: iotlb_msg,
     _R.GET_CONFIG: get_config,
     _R.SET_CONFIG: set_config,
     _R.RESET_DEVICE: reset_device,
