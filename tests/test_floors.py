@@ -45,6 +45,7 @@ SHELLS = {
     "testing/ring_peer.py": {"threading"},  # a thread that reads requests, and ends with the parent
     "transports/shared_memory_file.py": {"mmap", "socket"},  # the file itself, and the socket that hands it over
     "transports/vhost_user_client.py": {"mmap", "socket"},  # one connection: descriptors come in, memory is mapped
+    "transports/vhost_user_channel.py": {"socket"},  # what is sent without waiting
     "devices/net/ports/sockets.py": {"socket"},  # frames to and from another program
     "transports/vhost_user_server.py": {"socket"},  # accepts connections
     "transports/vhost_user_servers.py": {"socket"},  # for several devices in one loop

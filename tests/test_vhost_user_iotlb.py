@@ -81,7 +81,7 @@ class Iommu:
     def misses(self) -> list[tuple[int, int]]:
         """(address, permission) of the misses that have not been looked at."""
         sent, self.seen = self.front.books.sent[self.seen :], len(self.front.books.sent)
-        found = []
+        found: list[tuple[int, int]] = []
         for _, request, payload in sent:
             if request == BackendRequest.IOTLB_MSG:
                 message = m.vhost_iotlb_msg.decode(payload)

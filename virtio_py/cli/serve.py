@@ -61,6 +61,9 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=("reference", "compiled"), default="reference", help="what runs the rings")
     parser.add_argument("--packed", action="store_true", help="offer packed virtqueues")
     parser.add_argument(
+        "--iommu", action="store_true", help="offer VIRTIO_F_ACCESS_PLATFORM: addresses are the front-end's IOMMU's"
+    )
+    parser.add_argument(
         "--inband-notifications", action="store_true", help="offer to replace event descriptors by messages"
     )
 
@@ -108,7 +111,9 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "engine": engine_named(args.engine),
         "log": _log,
         "protocol_features": PROTOCOL_FEATURES | args.inband_notifications << ProtocolFeature.INBAND_NOTIFICATIONS,
-        "ring_features": RING_FEATURES & ~bit(Feature.RING_PACKED) | args.packed << Feature.RING_PACKED,
+        "ring_features": RING_FEATURES & ~bit(Feature.RING_PACKED)
+        | args.packed << Feature.RING_PACKED
+        | args.iommu << Feature.ACCESS_PLATFORM,
     }
 
 
