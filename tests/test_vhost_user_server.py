@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from tests.vhost_user_frontend import SIZE, Echo, R, addresses, memory_table, region
 from tests.vhost_user_socket import FEATURES, MEMORY, Client, await_, connected, eventfds, readable, receive
+from virtio_py.device import Device
 from virtio_py.errors import UsageError
 from virtio_py.rings.engine import Engine, engine_named
 from virtio_py.rings.queue import DriverQueue
@@ -39,7 +40,7 @@ class Running:
 
     path: str
     server: Server
-    device: Echo
+    device: Device
     lines: list[str]
     thread: threading.Thread
 
@@ -83,8 +84,9 @@ def serving(
     engine: Engine | None = None,
     protocol: int = PROTOCOL_FEATURES,
     ring_features: int = RING_FEATURES,
+    device: Device | None = None,
 ) -> Iterator[Running]:
-    device, lines = Echo(), list[str]()
+    lines, device = list[str](), device or Echo()
     server = Server(
         device,
         engine=engine or engine_named("reference"),
@@ -287,6 +289,7 @@ def test_stop_ends_a_session_at_once(running: Running, rest: bytes) -> None:
         client.start(kick, call)
         client.connection.send(rest or b"\x01")
         running.stop()
+        assert isinstance(running.device, Echo)
         assert running.device.resets > 1
 
 

@@ -68,6 +68,7 @@ class Books(Shell):
     sent: list[tuple[int, int, bytes]] = field(factory=list)
     lines: list[str] = field(factory=list)
     bad: set[int] = field(factory=set)
+    moved: bytes | None = None
     _next: int = 100
 
     def fd(self) -> int:
@@ -108,6 +109,19 @@ class Books(Shell):
         assert fd in self.open
         request, _, payload = decode_message(message)
         self.sent.append((fd, request, payload))
+
+    def save(self, fd: int, state: bytes) -> None:
+        self.check_event(fd)
+        self.close(fd)
+        self.moved = state
+
+    def load(self, fd: int, limit: int) -> None:
+        self.check_event(fd)
+        self.close(fd)
+
+    def transferred(self) -> bytes | None:
+        moved, self.moved = self.moved, None
+        return moved
 
     def log(self, line: str) -> None:
         assert "\n" not in line

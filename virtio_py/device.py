@@ -97,6 +97,17 @@ class Device:
     def queue_reset(self, index: int) -> None:
         """The driver has reset one queue (2.6.1): forgets its deferred chains."""
 
+    def save_state(self) -> bytes:
+        """What a driver has set by requests, for another device of this kind to go on with: neither rings nor features
+        are part of it. Asked while no queue is in service."""
+        return b""
+
+    def load_state(self, state: bytes) -> None:
+        """Goes on with what `save_state` of another one gave. Called after `negotiated`, with the same features, before
+        `activate`. Raises MessageError for a state that cannot be this device's, which is then reset."""
+        if state:
+            raise MessageError(f"a state of {len(state)} bytes for a device that has none")
+
     def watch(self) -> Sequence[Watch]:
         """The descriptors behind the device that it waits for now; asked before every wait, by whatever serves it."""
         return ()

@@ -31,7 +31,8 @@ from virtio_py.transports.vhost_user_messages import (
     decode_payload,
     u64,
 )
-from virtio_py.transports.vhost_user_requests import HANDLERS
+from virtio_py.transports.vhost_user_net import offered_by
+from virtio_py.transports.vhost_user_requests import HANDLERS, NOTHING
 from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES, Session, Shell
 from virtio_py.watch import Watch
 
@@ -55,7 +56,7 @@ class Backend:
         ring_features: int = RING_FEATURES,
     ) -> None:
         self._shell = shell
-        self.session: Final = Session(device, shell, engine, protocol_features, ring_features)
+        self.session: Final = Session(device, shell, engine, offered_by(device, protocol_features), ring_features)
 
     def receive(self, message: Message, fds: Sequence[int] = ()) -> bytes | None:
         """Takes one message and its descriptors; the bytes of the answer, or None. Raises PeerError: hang up."""
@@ -86,11 +87,13 @@ class Backend:
     def _handle(self, message: Message, request: FrontendRequest | None, shape: Shape, fds: list[int]) -> bytes | None:
         if request is None:
             raise MessageError(f"request {message.request} is not known")
-        handler = HANDLERS.get(request)
-        if handler is None or (shape.needs is not None and not self.session.protocol_offered >> shape.needs & 1):
-            raise MessageError(f"{request.name} is not offered")
         if len(fds) > shape.fds:
             raise MessageError(f"{len(fds)} descriptors, where at most {shape.fds} belong", where=request.name)
+        handler = HANDLERS.get(request)
+        if handler is None or (shape.needs is not None and not self.session.protocol_offered >> shape.needs & 1):
+            if request in NOTHING:
+                return NOTHING[request]
+            raise MessageError(f"{request.name} is not offered")
         return handler(self.session, decode_payload(request.name, shape, message.payload), fds)
 
     def kicked(self, index: int) -> None:

@@ -26,6 +26,7 @@ from virtio_py.transports.vhost_user_backend import Backend
 from virtio_py.transports.vhost_user_channel import Channel, Outbox
 from virtio_py.transports.vhost_user_messages import MAX_FDS, Assembler
 from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES, Shell
+from virtio_py.transports.vhost_user_transfer import Transfer
 from virtio_py.watch import wait_ready
 
 _ONE: Final = (1).to_bytes(8, "little")
@@ -60,6 +61,7 @@ class Client(Shell):
         self._channel_events: dict[int, int] = {}
         self._sockets: dict[int, socket.socket] = {}
         self._kicks: dict[int, int] = {}
+        self._transfer: Transfer | None = None
         self._wanted = select.EPOLLIN
         self._epoll = select.epoll()
         self._epoll.register(connection, self._wanted)
@@ -116,6 +118,8 @@ class Client(Shell):
     def _event(self, fd: int) -> None:
         if fd in self._channels:
             self._attend_channel(fd)
+        elif self._transfer is not None and fd == self._transfer.fd:
+            self._move()
         elif fd in self._kicks and self._consume(fd):
             self._backend.kicked(self._kicks[fd])
 
@@ -179,6 +183,7 @@ class Client(Shell):
     def end(self) -> None:
         """Lets go of everything that the front-end gave us, and of the connection."""
         self._backend.close()
+        self._close_transfer()
         for fd in self._fds:
             os.close(fd)
         self._fds = []
@@ -264,6 +269,44 @@ class Client(Shell):
         channel = self._channels[fd]
         channel.send(message)
         self._watch_channel(fd, channel.events)
+
+    def save(self, fd: int, state: bytes) -> None:
+        """See Shell."""
+        self._begin(Transfer(fd, state))
+
+    def load(self, fd: int, limit: int) -> None:
+        """See Shell."""
+        self._begin(Transfer(fd, limit=limit))
+
+    def _begin(self, transfer: Transfer) -> None:
+        self.transferred()
+        self._epoll.register(transfer.fd, transfer.events)
+        self._transfer = transfer
+        self._move()
+
+    def _move(self) -> None:
+        assert self._transfer is not None
+        self._transfer.step()
+        if self._transfer.over or self._transfer.failure is not None:
+            self._close_transfer()
+
+    def _close_transfer(self) -> None:
+        # Whoever reads what we wrote waits for our end to be closed.
+        if self._transfer is not None and self._transfer.fd >= 0:
+            self._epoll.unregister(self._transfer.fd)
+            os.close(self._transfer.fd)
+            self._transfer.fd = -1
+
+    def transferred(self) -> bytes | None:
+        """See Shell."""
+        if self._transfer is not None and self._transfer.fd >= 0:
+            self._move()
+        self._close_transfer()
+        found, self._transfer = self._transfer, None
+        if found is None or not found.over:
+            self.log(f"refused: {found.failure}") if found is not None and found.failure else None
+            return None
+        return found.data
 
     def log(self, line: str) -> None:
         """See Shell."""

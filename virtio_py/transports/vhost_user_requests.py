@@ -21,10 +21,13 @@ from virtio_py.transports.vhost_user_messages import (
     FrontendRequest,
     ProtocolFeature,
     VhostUserConfig,
+    VhostUserShMemConfig,
     u64,
     vhost_vring_state,
 )
+from virtio_py.transports.vhost_user_net import net_set_mtu, send_rarp
 from virtio_py.transports.vhost_user_session import Session, ring_of
+from virtio_py.transports.vhost_user_state import begin, check
 from virtio_py.transports.vhost_user_vring import Vring
 
 Handler = Callable[[Session, Any, list[int]], bytes | None]
@@ -79,6 +82,7 @@ def reset_owner(session: Session, value: Any, fds: list[int]) -> None:
 
 
 def reset_device(session: Session, value: Any, fds: list[int]) -> None:
+    session.loaded = None
     session.restart()
     session.end.reset()
     for ring in session.rings:
@@ -263,7 +267,19 @@ HANDLERS: Final[dict[FrontendRequest, Handler]] = {
     _R.GET_MAX_MEM_SLOTS: get_max_mem_slots,
     _R.ADD_MEM_REG: add_mem_reg,
     _R.REM_MEM_REG: rem_mem_reg,
+    _R.SEND_RARP: send_rarp,
+    _R.NET_SET_MTU: net_set_mtu,
+    _R.SET_DEVICE_STATE_FD: begin,
+    _R.CHECK_DEVICE_STATE: check,
     _R.SET_STATUS: set_status,
     _R.GET_STATUS: get_status,
 }
 """The requests that are served; a request that is not here is refused."""
+
+NOTHING: Final[dict[FrontendRequest, bytes]] = {
+    _R.POSTCOPY_ADVISE: b"",
+    _R.GET_SHARED_OBJECT: b"",
+    _R.GET_SHMEM_CONFIG: VhostUserShMemConfig(0).encode(),
+}
+"""What is not offered, and can be said so in the answer that is due: no descriptor (no page faults are handed over, no
+object is shared), no region. That fails one request of the front-end's, and not the whole device."""

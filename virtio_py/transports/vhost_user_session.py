@@ -30,6 +30,7 @@ from virtio_py.transports.vhost_user_messages import (
     ProtocolFeature,
     vhost_vring_state,
 )
+from virtio_py.transports.vhost_user_state import Direction, State, go_on
 from virtio_py.transports.vhost_user_vring import USED_INDEX_OFFSET, Vring, base_of
 
 PROTOCOL_FEATURES: Final = mask(
@@ -40,9 +41,11 @@ PROTOCOL_FEATURES: Final = mask(
     ProtocolFeature.RESET_DEVICE,
     ProtocolFeature.CONFIGURE_MEM_SLOTS,
     ProtocolFeature.STATUS,
+    ProtocolFeature.DEVICE_STATE,
 )
-"""What a back-end offers unless it is told otherwise. INBAND_NOTIFICATIONS is served too, but some front-ends take it
-whenever it is offered, and a message is a slow kick."""
+"""What a back-end offers unless it is told otherwise, besides MTU and RARP where there is a network.
+INBAND_NOTIFICATIONS is served too, but some front-ends take it whenever it is offered, and a message is a slow
+kick."""
 
 _NOT_VIRTIO: Final = mask(F_LOG_ALL, F_PROTOCOL_FEATURES)
 _NEGOTIATED: Final = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FEATURES_OK
@@ -70,6 +73,16 @@ class Shell(Mapper, Protocol):
     def send(self, fd: int, message: bytes) -> None:
         """Sends a request of ours. One that waits to be sent already need not be sent twice."""
 
+    def save(self, fd: int, state: bytes) -> None:
+        """Begins to write a device's state to a pipe, as its other end takes it; `fd` is the shell's from now on. What
+        was moved before is given up. Raises MessageError, with `fd` the caller's, if that cannot be."""
+
+    def load(self, fd: int, limit: int) -> None:
+        """Begins to read a state, of at most `limit` bytes, from a pipe. Otherwise as `save`."""
+
+    def transferred(self) -> bytes | None:
+        """The state, if all of it was moved by now, else None. Either way there is nothing more to be moved."""
+
     def log(self, line: str) -> None:
         """One line for whoever looks after the back-end."""
 
@@ -79,7 +92,8 @@ class Session:
     """One front-end's session with a device. It is its end's notifier.
 
     protocol_offered: mask of ProtocolFeatures; ring_features: mask, as for DeviceEnd; features: what SET_FEATURES
-    gave last; protocol: what SET_PROTOCOL_FEATURES gave; channel: the descriptor for requests of ours, or None.
+    gave last; protocol: what SET_PROTOCOL_FEATURES gave; channel: the descriptor for requests of ours, or None;
+    moving: which way a state of the device is being moved; loaded: one that came, until a ring is in service.
     """
 
     device: Final[Device]
@@ -94,6 +108,8 @@ class Session:
     features: int = field(init=False, default=0)
     protocol: int = field(init=False, default=0)
     channel: int | None = field(init=False, default=None)
+    moving: Direction | None = field(init=False, default=None)
+    loaded: State | None = field(init=False, default=None)
     _due: dict[int, None] = field(init=False, factory=dict)
     _anew: bool = field(init=False, default=True)
     _config_news: bool = field(init=False, default=False)
@@ -150,6 +166,7 @@ class Session:
     def set_status(self, status: int) -> None:
         """SET_STATUS. Rings become active with DRIVER_OK, and those already described do so before it."""
         if status == 0:
+            self.loaded = None
             self.restart()
             self.end.reset()
             return
@@ -157,6 +174,8 @@ class Session:
         if status & ~had & DeviceStatus.FEATURES_OK:
             self.end.accept_features(self.features & ~_NOT_VIRTIO)
         self.end.write_status(status & ~DeviceStatus.DRIVER_OK)
+        if status & ~had & DeviceStatus.FEATURES_OK:
+            go_on(self)
         if status & ~had & DeviceStatus.DRIVER_OK and self.end.read_status() & DeviceStatus.FEATURES_OK:
             for ring in self.rings:
                 self.activate_ready(ring)
@@ -171,6 +190,7 @@ class Session:
         self.end.write_status(DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER)
         self.end.accept_features(self.features & ~_NOT_VIRTIO)
         self.end.write_status(_NEGOTIATED)
+        go_on(self)
         self._anew = not self.end.read_status() & DeviceStatus.FEATURES_OK
 
     # Rings
@@ -205,6 +225,7 @@ class Session:
         config.state = ring.position(self.end.features, self._used_index(config.device_area))
         self.end.enable_queue(ring.index)
         ring.active, ring.suspended = True, False
+        self.loaded = None
         # There may be buffers from before, for which no kick will come.
         self.due(ring.index)
         if self._config_news:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final
 from attrs import Attribute, define, field, validators
 
 from virtio_py.device import Device, DeviceEnd, QueueSpec
+from virtio_py.devices.blk import state as saved
 from virtio_py.devices.blk.layout import (
     CONFIG_FIELDS,
     ID_BYTES,
@@ -266,6 +267,14 @@ class BlkDevice(Device):
     def reset(self) -> None:
         """The cache mode is as it was made; what the medium holds is not touched."""
         self._negotiated, self._end, self._cached = 0, None, self.writeback
+
+    def save_state(self) -> bytes:
+        """The cache mode, and the zones."""
+        return saved.save(self._cached, self.zones)
+
+    def load_state(self, state: bytes) -> None:
+        """Goes on with them. Raises MessageError."""
+        self._cached = saved.load(self.zones, state)
 
     # Requests
 

@@ -141,6 +141,32 @@ class Zones:
             "model": self.model,
         }
 
+    @property
+    def all(self) -> Sequence[Zone]:
+        """Every zone, in the order of their sectors."""
+        return self._zones
+
+    @property
+    def implicit(self) -> Sequence[int]:
+        """The first sectors of the implicitly opened zones, in the order of their last writes."""
+        return list(self._implicit)
+
+    def adopt(self, found: Sequence[tuple[ZoneState, int]], implicit: Sequence[int]) -> None:
+        """Goes on with the states and write pointers of as many zones, in the order of `all`, and with the order of
+        `implicit`. Raises UsageError, with nothing changed, for what these zones could never be in."""
+        if len(found) != len(self._zones) or not all(map(_possible, self._zones, *zip(*found, strict=True))):
+            raise UsageError("a zone cannot be in this state, or its write pointer there")
+        opened = {zone.start: zone for zone, (state, _) in zip(self._zones, found, strict=True) if state == IOPEN}
+        if sorted(implicit) != sorted(opened):
+            raise UsageError("other zones are implicitly open than are said to be")
+        counts = Counter(state for state, _ in found)
+        for most, states in ((self.max_open, OPEN), (self.max_active, ACTIVE)):
+            if 0 < most < sum(counts[state] for state in states):
+                raise UsageError(f"more than {most} zones are open or active")
+        for zone, (state, wp) in zip(self._zones, found, strict=True):
+            zone.state, zone.wp = state, wp
+        self._counts, self._implicit = counts, {start: opened[start] for start in implicit}
+
     def at(self, sector: int) -> Zone | None:
         """The zone that holds a sector, or None."""
         return self._zones[sector // self.zone_sectors] if 0 <= sector < self.capacity else None
@@ -304,6 +330,15 @@ class Zones:
             self._implicit[zone.start] = zone
         if state == EMPTY:
             zone.wp = zone.start
+
+
+def _possible(zone: Zone, state: ZoneState, wp: int) -> bool:
+    """Whether a zone can come to be in a state, with its write pointer there."""
+    if zone.type == ZoneType.CONV:
+        return state == ZoneState.NOT_WP and wp == zone.wp
+    if state == ZoneState.NOT_WP or not zone.start <= wp <= zone.end:
+        return False
+    return state != EMPTY or wp == zone.start
 
 
 def _crosses(touched: Sequence[Zone]) -> bool:

@@ -73,6 +73,10 @@ class Control:
             chain.writable.write(self._messages.pop(key))
             chain.complete()
 
+    def waiting(self) -> list[bytes]:
+        """The messages that no buffer was there for yet, oldest first."""
+        return list(self._messages.values())
+
     def added(self, port: ConsolePort) -> None:
         """A port is there: announces it, once, to a driver that is ready."""
         if self.ready and not port.announced:

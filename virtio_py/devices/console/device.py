@@ -25,6 +25,7 @@ from typing import ClassVar, Final
 from attrs import Attribute, define, field
 
 from virtio_py.device import Device, DeviceEnd, QueueSpec
+from virtio_py.devices.console import state as saved
 from virtio_py.devices.console.control import Control
 from virtio_py.devices.console.layout import (
     CONTROL_RECEIVEQ,
@@ -230,6 +231,14 @@ class ConsoleDevice(Device):
         for number, port in self.ports.items():
             port.forget()
             port.room = self._rooms[receiveq(number)]
+
+    def save_state(self) -> bytes:
+        """What has been said of the ports. A buffer of which an endpoint has taken a part is sent again as a whole."""
+        return saved.save(self._control)
+
+    def load_state(self, state: bytes) -> None:
+        """Goes on with the conversation. Raises MessageError."""
+        saved.load(self._control, state)
 
     # Chains
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Final
 from attrs import Attribute, define, field, setters, validators
 
 from virtio_py.device import Device, DeviceEnd, QueueSpec
+from virtio_py.devices.net import state as saved
 from virtio_py.devices.net.control import serve_command
 from virtio_py.devices.net.counters import CoalescingTable, Counts, Role
 from virtio_py.devices.net.filtering import ReceiveFilter
@@ -49,12 +50,13 @@ from virtio_py.devices.net.layout import (
 )
 from virtio_py.devices.net.parsing import network_of, vlan_id
 from virtio_py.devices.net.ports.port import Port
+from virtio_py.devices.net.rarp import rarp_request
 from virtio_py.devices.net.reception import Reception
 from virtio_py.devices.net.rss import ALL_HASH_TYPES, NO_HASH, PacketHash, Steering
 from virtio_py.devices.net.segmentation import fit
 from virtio_py.devices.net.transmission import count_sent, read_packet
 from virtio_py.devices.net.tunnels import ALL_TUNNEL_TYPES
-from virtio_py.errors import RequestError, UsageError
+from virtio_py.errors import MessageError, RequestError, UsageError
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
 from virtio_py.spec import DeviceId, bit, mask
@@ -145,6 +147,7 @@ class NetDevice(Device):
     _end: DeviceEnd | None = field(default=None, init=False)
     _counts: dict[int, Counts] = field(init=False, factory=dict)
     _starved: bool = field(default=False, init=False)
+    _host_mtu: int | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         if self.pairs > 1 and not self.offered_features() & mask(_F.MQ, _F.RSS):
@@ -214,7 +217,7 @@ class NetDevice(Device):
             "mac": self._own_mac,
             "status": status,
             "max_virtqueue_pairs": self.pairs,
-            "mtu": self.mtu,
+            "mtu": self._mtu,
             "speed": self.speed,
             "duplex": self.duplex,
             "rss_max_key_size": self.rss_max_key_size,
@@ -287,6 +290,37 @@ class NetDevice(Device):
         self.reception, self.flows = Reception(), FlowTable()
         self._counts.clear()
         self.port.reset()
+
+    def save_state(self) -> bytes:
+        """What the driver has asked for on its control queue."""
+        return saved.save(self, self.mac)
+
+    def load_state(self, state: bytes) -> None:
+        """Goes on with that. Raises MessageError."""
+        saved.load(self, state)
+
+    # What the host has to say
+
+    def set_host_mtu(self, mtu: int) -> None:
+        """The longest packet that the host lets through, in bytes without Ethernet's header; outlasts resets. Raises
+        MessageError for one that cannot be."""
+        if not MTU_MIN <= mtu <= MTU_MAX:
+            raise MessageError(f"an MTU of {mtu} is not from {MTU_MIN} to {MTU_MAX}")
+        if mtu != self._mtu:
+            self._host_mtu = mtu
+            self._changed()
+
+    @property
+    def _mtu(self) -> int | None:
+        return self.mtu if self._host_mtu is None else self._host_mtu
+
+    def send_rarp(self, mac: bytes) -> None:
+        """Tells the network, in the driver's name, where this station is now. Raises MessageError for an address that
+        no station has."""
+        if mac[0] & 1 or mac == bytes(6):
+            raise MessageError(f"{mac.hex(':')} is not the address of a station")
+        if self.link_up:
+            self.port.send(Packet(rarp_request(mac)))
 
     def queue_reset(self, index: int) -> None:
         """The buffers kept of a queue are the driver's again."""
@@ -380,10 +414,10 @@ class NetDevice(Device):
         return True
 
     def _too_long(self, packet: Packet) -> bool:
-        if self.mtu is None or not self.has(_F.MTU) or packet.gso != Gso.NONE:
+        if self._mtu is None or not self.has(_F.MTU) or packet.gso != Gso.NONE:
             return False
         tag = VLAN_TAG if vlan_id(packet.frame) is not None else 0
-        return len(packet.frame) > self.mtu + ETHERNET_HEADER + tag
+        return len(packet.frame) > self._mtu + ETHERNET_HEADER + tag
 
     def _drop(self, index: int) -> bool:
         self._counts_of(index)["rx_drops"] += 1
