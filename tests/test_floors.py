@@ -49,6 +49,7 @@ SHELLS = {
     "devices/net/ports/sockets.py": {"socket"},  # frames to and from another program
     "transports/vhost_user_server.py": {"socket"},  # accepts connections
     "transports/vhost_user_servers.py": {"socket"},  # for several devices in one loop
+    "transports/vhost_user_workers.py": {"threading"},  # serve queues side by side
     "transports/vhost_user_link.py": {"socket"},  # a front-end's connection
     "transports/vhost_user_transport.py": {"mmap", "socket"},  # connects, and shares memory
 }

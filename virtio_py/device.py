@@ -90,6 +90,12 @@ class Device:
         """Serves one chain. When this returns the chain is used, unless `chain.defer()` was called."""
         raise NotImplementedError(f"{type(self).__name__} handles no chains")
 
+    @property
+    def concurrent(self) -> bool:
+        """Whether `handle` may be called by several threads at a time, each with a queue of its own: it touches nothing
+        but the queue, the chain, and what takes care of itself. No other method is called meanwhile."""
+        return False
+
     def busy(self) -> bool:
         """Whether deferred chains are being worked on, so that suspending has to wait for `DeviceEnd.settled`."""
         return False
@@ -382,6 +388,15 @@ class DeviceEnd:
         """An available buffer notification: serves the queue. True if work is left, beyond the budget of one call."""
         self.kicks[index] += 1
         return self.serve_queue(index)
+
+    def serve_beside(self, index: int) -> bool:
+        """As `available_buffer`, for a thread that serves this queue beside others: what goes wrong is raised, as a
+        PeerError, and is to be given to `attempt` when no queue is served. That stops them all."""
+        queue = self._queues.get(index)
+        if queue is None or not self.running:
+            return False
+        self.kicks[index] += 1
+        return serve(self.device, queue)
 
     def serve_queue(self, index: int) -> bool:
         """Serves a queue, as on a notification. For a device, too, that needs what may have become available."""

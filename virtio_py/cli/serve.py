@@ -77,6 +77,9 @@ def _add_blk(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--serial", default="virtio-py", metavar="TEXT", help="the disk's identification, at most 20 bytes (virtio-py)"
     )
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="threads that serve the request queues side by side (1)"
+    )
     serve_zones.add_options(parser)
 
 
@@ -120,7 +123,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 def _serve(device: Device, args: argparse.Namespace) -> None:
     from virtio_py.transports.vhost_user_server import Server
 
-    server = Server(device, **_options(args))
+    server = Server(device, **_options(args), threads=getattr(args, "threads", 1))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     with closing(server), _socket(args) as sock:

@@ -129,6 +129,14 @@ class Backend:
         """Serves every ring that is due, one budget each. True if something is left to do."""
         return self.session.serve()
 
+    def failed(self, index: int, error: PeerError) -> None:
+        """Serving a ring beside others (`DeviceEnd.serve_beside`) has raised this. None is being served now."""
+
+        def again() -> None:
+            raise error
+
+        self.session.end.attempt(again, index)
+
     def close(self) -> None:
         """The front-end is gone: resets the device, closes every descriptor, lets go of the memory."""
         self.session.close()

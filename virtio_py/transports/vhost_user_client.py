@@ -16,10 +16,12 @@ import socket
 import stat
 from array import array
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from queue import SimpleQueue
 from typing import Final
 
 from virtio_py.device import Device
-from virtio_py.errors import Disconnected, MessageError
+from virtio_py.errors import Disconnected, MessageError, PeerError, VirtioError
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.status import RING_FEATURES
 from virtio_py.transports.vhost_user_backend import Backend
@@ -27,6 +29,7 @@ from virtio_py.transports.vhost_user_channel import Channel, Outbox
 from virtio_py.transports.vhost_user_messages import MAX_FDS, Assembler
 from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES, Shell
 from virtio_py.transports.vhost_user_transfer import Transfer
+from virtio_py.transports.vhost_user_workers import Workers
 from virtio_py.watch import wait_ready
 
 _ONE: Final = (1).to_bytes(8, "little")
@@ -50,6 +53,7 @@ class Client(Shell):
         engine: Engine = REFERENCE,
         protocol_features: int = PROTOCOL_FEATURES,
         ring_features: int = RING_FEATURES,
+        threads: int = 1,
     ) -> None:
         self._connection = connection
         self._wake = wake
@@ -69,6 +73,23 @@ class Client(Shell):
         self._backend = Backend(
             device, self, engine=engine, protocol_features=protocol_features, ring_features=ring_features
         )
+        self._errors: SimpleQueue[tuple[int, PeerError | None]] = SimpleQueue()
+        self._failure = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._failure, select.EPOLLIN)
+        self._workers = self._employ(threads) if threads > 1 else None
+
+    def _employ(self, threads: int) -> Workers:
+        def failed(index: int, error: PeerError | None) -> None:
+            self._errors.put((index, error))
+            os.eventfd_write(self._failure, 1)
+
+        session = self._backend.session
+        workers = Workers(threads, session.end.serve_beside, failed)
+        session.beside = workers.submit
+        return workers
+
+    def _quiet(self) -> AbstractContextManager[None]:
+        return self._workers.quiet() if self._workers is not None else nullcontext()
 
     # The loop
 
@@ -93,13 +114,21 @@ class Client(Shell):
         timeout = 0 if more else _POLL_INTERVAL if self._backend.polling else None
         if watches := self._backend.watch():
             # The device's first, or a front-end that never stops kicking would keep them waiting.
-            for watch in wait_ready(watches, timeout, self._epoll.fileno()):
-                self._backend.attend(watch)
+            if ready := wait_ready(watches, timeout, self._epoll.fileno()):
+                with self._quiet():
+                    for watch in ready:
+                        self._backend.attend(watch)
             timeout = 0
         events = dict(self._epoll.poll(timeout))
         if self._wake in events:
             return False
         self._backend.poll()
+        # A kick only says which ring is due; all else is nothing to do beside rings that are being served.
+        with nullcontext() if events.keys() <= self._kicks.keys() else self._quiet():
+            self._react(events)
+        return True
+
+    def _react(self, events: dict[int, int]) -> None:
         # Messages last: they close descriptors, whose numbers may come back as something else.
         message = events.pop(self._connection.fileno(), 0)
         for fd in events:
@@ -113,15 +142,24 @@ class Client(Shell):
         if wanted != self._wanted:
             self._wanted = wanted
             self._epoll.modify(self._connection, wanted)
-        return True
 
     def _event(self, fd: int) -> None:
-        if fd in self._channels:
+        if fd == self._failure:
+            self._take_errors()
+        elif fd in self._channels:
             self._attend_channel(fd)
         elif self._transfer is not None and fd == self._transfer.fd:
             self._move()
         elif fd in self._kicks and self._consume(fd):
             self._backend.kicked(self._kicks[fd])
+
+    def _take_errors(self) -> None:
+        os.eventfd_read(self._failure)
+        while not self._errors.empty():
+            index, error = self._errors.get()
+            if error is None:
+                raise VirtioError(f"the thread that served ring {index} has ended with an error of its own")
+            self._backend.failed(index, error)
 
     def _attend_channel(self, fd: int) -> None:
         channel = self._channels[fd]
@@ -182,8 +220,11 @@ class Client(Shell):
 
     def end(self) -> None:
         """Lets go of everything that the front-end gave us, and of the connection."""
+        if self._workers is not None:
+            self._workers.close()
         self._backend.close()
         self._close_transfer()
+        os.close(self._failure)
         for fd in self._fds:
             os.close(fd)
         self._fds = []

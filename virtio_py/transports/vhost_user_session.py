@@ -93,6 +93,7 @@ class Session:
 
     protocol_offered: mask of ProtocolFeatures; ring_features: mask, as for DeviceEnd; features: what SET_FEATURES
     gave last; protocol: what SET_PROTOCOL_FEATURES gave; channel: the descriptor for requests of ours, or None;
+    beside: where rings that are due are handed to, to be served by others (`DeviceEnd.serve_beside`), or None;
     moving: which way a state of the device is being moved; loaded: one that came, until a ring is in service.
     """
 
@@ -108,6 +109,7 @@ class Session:
     features: int = field(init=False, default=0)
     protocol: int = field(init=False, default=0)
     channel: int | None = field(init=False, default=None)
+    beside: Callable[[int], None] | None = field(init=False, default=None)
     moving: Direction | None = field(init=False, default=None)
     loaded: State | None = field(init=False, default=None)
     _due: dict[int, None] = field(init=False, factory=dict)
@@ -279,7 +281,11 @@ class Session:
         """Serves every ring that is due, one budget each. True if something is left to do."""
         turn, self._due = list(self._due), {}
         for index in turn:
-            if self.rings[index].active and index not in self.iotlb.waiting and self.end.available_buffer(index):
+            if not self.rings[index].active or index in self.iotlb.waiting:
+                continue
+            if self.beside is not None:
+                self.beside(index)
+            elif self.end.available_buffer(index):
                 self.due(index)
         self._tell_fault()
         return bool(self._due)

@@ -278,6 +278,11 @@ class BlkDevice(Device):
 
     # Requests
 
+    @property
+    def concurrent(self) -> bool:
+        """A request touches its own chain and the medium; only zones are everybody's."""
+        return self.zones is None and self.medium.concurrent
+
     def handle(self, queue: DeviceQueue, chain: Chain) -> None:
         """Serves one request. Raises RequestError for a chain that has no room for the status."""
         if not chain.writable.remaining:
