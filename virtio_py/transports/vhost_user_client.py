@@ -3,12 +3,15 @@
 Every descriptor here came from the front-end, which keeps the other end and shares its flags. So none is ever set to
 non-blocking, and none is ever waited on: reads and sends are asked not to wait one by one.
 
-A front-end that makes a file shorter after we have mapped it can still kill this process (SIGBUS): nothing but a seal
-on the file could prevent that, and front-ends do not seal.
+A front-end that makes a file shorter after we have mapped it kills this process (SIGBUS) when that is touched. A seal
+prevents it: where the file takes one it gets it, and `sealed` refuses all other memory. Else see
+`vhost_user_supervisor`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import mmap
 import os
 import select
@@ -54,7 +57,9 @@ class Client(Shell):
         protocol_features: int = PROTOCOL_FEATURES,
         ring_features: int = RING_FEATURES,
         threads: int = 1,
+        sealed: bool = False,
     ) -> None:
+        self._sealed = sealed
         self._connection = connection
         self._wake = wake
         self._say = log
@@ -235,7 +240,11 @@ class Client(Shell):
 
     def map(self, fd: int, size: int, offset: int) -> memoryview:
         """See Mapper."""
+        # Before its size is looked at: from then on it cannot become less.
+        sealed = _seal(fd)
         status = os.fstat(fd)
+        if self._sealed and not sealed:
+            raise MessageError("a region's file could be made shorter, and takes no seal against that")
         if not stat.S_ISREG(status.st_mode):
             raise MessageError("a region's descriptor is not of a file")
         if size > status.st_size - offset:
@@ -352,6 +361,16 @@ class Client(Shell):
     def log(self, line: str) -> None:
         """See Shell."""
         self._say(line)
+
+
+def _seal(fd: int) -> bool:
+    """Sees to it that a file cannot be made shorter; whether that is so. Only memfds take seals, and not all."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    try:
+        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
+    except OSError:
+        return False
 
 
 def _writable(fd: int) -> bool:
