@@ -283,7 +283,8 @@ class DeviceEnd:
 
     def needs_reset(self, error: PeerError) -> None:
         """Gives up until the driver resets: DEVICE_NEEDS_RESET, then a configuration change notification."""
-        self.fault = error
+        # Without the frames it came through, which hold views of the driver's memory.
+        self.fault = error.with_traceback(None)
         for queue in self._queues.values():
             queue.stop()
         self._status |= DeviceStatus.DEVICE_NEEDS_RESET

@@ -291,7 +291,7 @@ class Client(Shell):
         """See Shell. User Mode Linux gives sockets for eventfds."""
         mode = os.fstat(fd).st_mode
         if stat.S_ISSOCK(mode):
-            self._sockets[fd] = socket.socket(fileno=fd)
+            self._sockets[fd] = self._stranger(fd)
         elif stat.S_IFMT(mode) and not stat.S_ISFIFO(mode):
             raise MessageError("an event's descriptor is not an eventfd, a pipe or a socket")
 
@@ -307,11 +307,21 @@ class Client(Shell):
         except OSError as error:
             raise MessageError(f"an event cannot be signalled: {error.strerror}") from error
 
+    def _stranger(self, fd: int) -> socket.socket:
+        """The socket that came as `fd`. The other end of a connection to us is refused: if we held that, we should
+        never see the connection end."""
+        found, own = socket.socket(fileno=fd), self._connection.getsockname()
+        with contextlib.suppress(OSError):
+            if own and found.getpeername() == own:
+                found.detach()
+                raise MessageError("the descriptor is of a connection to ourselves")
+        return found
+
     def check_channel(self, fd: int) -> None:
         """See Shell."""
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             raise MessageError("the channel's descriptor is not a socket")
-        self._sockets[fd] = socket.socket(fileno=fd)
+        self._sockets[fd] = self._stranger(fd)
         self._channels[fd] = Channel(self._sockets[fd])
 
     def send(self, fd: int, message: bytes) -> None:
@@ -329,6 +339,8 @@ class Client(Shell):
         self._begin(Transfer(fd, limit=limit))
 
     def _begin(self, transfer: Transfer) -> None:
+        if stat.S_ISSOCK(os.fstat(transfer.fd).st_mode):
+            self._stranger(transfer.fd).detach()
         self.transferred()
         self._epoll.register(transfer.fd, transfer.events)
         self._transfer = transfer

@@ -332,7 +332,7 @@ class Session:
         self.restart()
         self.end.reset()
         self.end.replace_memory(GuestMemory(()))
-        self.table, self.iotlb = MemoryTable(), Iotlb()
+        self.table, self.iotlb, self._told = MemoryTable(), Iotlb(), None
         for ring in self.rings:
             self.replace_event(ring, "call", None)
             self.replace_event(ring, "err", None)
