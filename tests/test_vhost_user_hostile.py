@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.test_vhost_user_backend import fresh
@@ -371,6 +371,8 @@ spans = st.sampled_from(
 
 
 @given(st.lists(st.tuples(spans, spans, spans, spans), min_size=1, max_size=8), st.booleans())
+@example([((1 << 63) - 1, 1, 0, 0)], False).via("its end fits no signed word")
+@example([(1 << 63, 1, 0, 0)], True)
 @settings(deadline=None, max_examples=200)
 def test_any_table_is_taken_whole_or_not_at_all(numbers: list[tuple[int, int, int, int]], one_by_one: bool) -> None:
     front = fresh()

@@ -14,9 +14,9 @@ from attrs import define, field, frozen
 
 from virtio_py.errors import MemoryFault, UsageError
 
-ADDRESS_LIMIT: Final = 1 << 63
+ADDRESS_LIMIT: Final = (1 << 63) - 1
 """Guest addresses end here. The specification allows 2^64, but no machine has them; signed 64-bit arithmetic in
-compiled loops then cannot wrap."""
+compiled loops then cannot wrap, and a region's end is a signed word too."""
 
 
 @frozen
