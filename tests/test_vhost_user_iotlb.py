@@ -242,6 +242,27 @@ def test_what_was_invalidated_is_not_touched() -> None:
     assert not queue.take_used()
 
 
+def test_a_ring_that_cannot_be_is_found_when_it_can_be_looked_at() -> None:
+    iommu = Iommu()
+    iommu.front.number(R.SET_FEATURES, FEATURES)
+    iommu.front.share()
+    queue = iommu.front.queue(0, FEATURES)
+    iommu.front.state(R.SET_VRING_NUM, 0, 8)
+    # A device area that is not aligned.
+    odd = m.vhost_vring_addr.encode(
+        index=0,
+        desc_user_addr=queue.descriptor_area,
+        avail_user_addr=queue.driver_area,
+        used_user_addr=queue.device_area + 2,
+    )
+    iommu.front.must(R.SET_VRING_ADDR, odd)
+    iommu.front.number(R.SET_VRING_KICK, 0, fds=1)
+    iommu.front.state(R.SET_VRING_ENABLE, 0, 1)
+    assert iommu.answer(), "each update is acknowledged"
+    assert "aligned" in iommu.front.books.lines[-1]
+    assert iommu.front.backend.session.end.read_status() & DeviceStatus.DEVICE_NEEDS_RESET
+
+
 def test_a_stopped_device_forgets_what_nobody_would_take_back() -> None:
     iommu = Iommu()
     queue = iommu.start()

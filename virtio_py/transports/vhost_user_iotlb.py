@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from attrs import define, field
 
-from virtio_py.errors import MemoryFault, MessageError
+from virtio_py.errors import MemoryFault, MessageError, PeerError
 from virtio_py.memory import ADDRESS_LIMIT, AddressSpace, GuestMemory
 from virtio_py.transports.vhost_user_messages import (
     BackendRequest,
@@ -139,10 +139,12 @@ def use_memory(session: Session) -> None:
         # Nobody has switched it off.
         ring.suspended = False
     session.end.replace_memory(memory)
-    for ring in lost:
-        session.activate_ready(ring)
-    for index in session.iotlb.resumed():
-        session.activate_ready(session.rings[index])
+    for index in [*(ring.index for ring in lost), *session.iotlb.resumed()]:
+        try:
+            session.activate_ready(session.rings[index])
+        except PeerError as error:
+            # Now that it can be looked at: that is the driver's fault, and not this message's.
+            session.end.needs_reset(error)
         session.due(index)
 
 
