@@ -31,7 +31,7 @@ from virtio_py.transports.vhost_user_backend import Backend
 from virtio_py.transports.vhost_user_channel import Channel, Outbox
 from virtio_py.transports.vhost_user_messages import MAX_FDS, Assembler
 from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES, Shell
-from virtio_py.transports.vhost_user_transfer import Transfer
+from virtio_py.transports.vhost_user_transfer import Transfer, Transfers
 from virtio_py.transports.vhost_user_workers import Workers
 from virtio_py.watch import wait_ready
 
@@ -70,9 +70,9 @@ class Client(Shell):
         self._channel_events: dict[int, int] = {}
         self._sockets: dict[int, socket.socket] = {}
         self._kicks: dict[int, int] = {}
-        self._transfer: Transfer | None = None
         self._wanted = select.EPOLLIN
         self._epoll = select.epoll()
+        self._transfers = Transfers(self._epoll, log)
         self._epoll.register(connection, self._wanted)
         self._epoll.register(wake, select.EPOLLIN)
         self._backend = Backend(
@@ -153,8 +153,8 @@ class Client(Shell):
             self._take_errors()
         elif fd in self._channels:
             self._attend_channel(fd)
-        elif self._transfer is not None and fd == self._transfer.fd:
-            self._move()
+        elif fd == self._transfers.fd:
+            self._transfers.step()
         elif fd in self._kicks and self._consume(fd):
             self._backend.kicked(self._kicks[fd])
 
@@ -228,7 +228,7 @@ class Client(Shell):
         if self._workers is not None:
             self._workers.close()
         self._backend.close()
-        self._close_transfer()
+        self._transfers.close()
         os.close(self._failure)
         for fd in self._fds:
             os.close(fd)
@@ -341,34 +341,11 @@ class Client(Shell):
     def _begin(self, transfer: Transfer) -> None:
         if stat.S_ISSOCK(os.fstat(transfer.fd).st_mode):
             self._stranger(transfer.fd).detach()
-        self.transferred()
-        self._epoll.register(transfer.fd, transfer.events)
-        self._transfer = transfer
-        self._move()
-
-    def _move(self) -> None:
-        assert self._transfer is not None
-        self._transfer.step()
-        if self._transfer.over or self._transfer.failure is not None:
-            self._close_transfer()
-
-    def _close_transfer(self) -> None:
-        # Whoever reads what we wrote waits for our end to be closed.
-        if self._transfer is not None and self._transfer.fd >= 0:
-            self._epoll.unregister(self._transfer.fd)
-            os.close(self._transfer.fd)
-            self._transfer.fd = -1
+        self._transfers.begin(transfer)
 
     def transferred(self) -> bytes | None:
         """See Shell."""
-        if self._transfer is not None and self._transfer.fd >= 0:
-            self._move()
-        self._close_transfer()
-        found, self._transfer = self._transfer, None
-        if found is None or not found.over:
-            self.log(f"refused: {found.failure}") if found is not None and found.failure else None
-            return None
-        return found.data
+        return self._transfers.finish()
 
     def log(self, line: str) -> None:
         """See Shell."""
