@@ -171,7 +171,9 @@ def _socket(args: argparse.Namespace) -> AbstractContextManager[socket.socket]:
 
 
 def _log(line: str) -> None:
-    print(f"virtio-py: {line}", file=sys.stderr, flush=True)
+    # In one piece: workers have one standard error.
+    sys.stderr.write(f"virtio-py: {line}\n")
+    sys.stderr.flush()
 
 
 def _make_blk(args: argparse.Namespace) -> AbstractContextManager[Device]:
