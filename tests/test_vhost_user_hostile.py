@@ -86,6 +86,8 @@ def hung_up(client: Client) -> bool:
 @contextlib.contextmanager
 def nothing_left(running: Running) -> Iterator[None]:
     """What happens within leaves no descriptor and no mapping behind, and a service that serves."""
+    # What other tests have left in cycles would be closed in the middle of this.
+    gc.collect()
     idle = running.idle_fds()
     yield
     await_(lambda: open_fds() == idle, "descriptors are closed")
@@ -345,7 +347,8 @@ def test_what_is_set_again_and_again_takes_no_more(running: Running, times: int)
         # The log is the test's.
         running.lines.clear()
         assert (open_fds(), mappings()) == (descriptors, regions)
-        assert resident() - memory < 1 << 20, "bytes more after so many messages"
+        # Ten thousand times each, twelve bytes a message would be more.
+        assert resident() - memory < 2 << 20, "bytes more after so many messages"
         # They hold views of the client's memory.
         messages.clear()
 
