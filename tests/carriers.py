@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from socket import AF_UNIX, socket
 from threading import Thread
 from typing import Final, NamedTuple, cast
 
@@ -21,8 +23,11 @@ from virtio_py.transports.mmio_driver import discover
 from virtio_py.transports.mmio_legacy import LegacyMmioDevice
 from virtio_py.transports.shared_memory_file import Server as SharedMemoryServer
 from virtio_py.transports.shared_memory_file import SharedFile, connect
+from virtio_py.transports.vhost_user_follower import RingFollower
+from virtio_py.transports.vhost_user_proxy import Proxy, Route
 from virtio_py.transports.vhost_user_server import Server as VhostUserServer
 from virtio_py.transports.vhost_user_server import listening
+from virtio_py.transports.vhost_user_tracer import Tracer
 from virtio_py.transports.vhost_user_transport import VhostUserTransport
 
 MEMORY: Final = 4 << 20
@@ -109,6 +114,31 @@ def vhost_user(setting: Setting) -> Iterator[Transport]:
 
 
 @contextmanager
+def vhost_user_traced(setting: Setting) -> Iterator[Transport]:
+    """Through the tracing proxy: whatever it looks at, nothing that passes changes, and no rule is broken."""
+    device, engine, features, _, place = setting
+    behind, before = str(place / "behind"), str(place / "before")
+    server = VhostUserServer(device, engine=engine, log=print, ring_features=features)
+    broken: list[object] = []
+
+    def open_route(front: socket) -> Route:
+        back = socket(AF_UNIX)
+        back.connect(behind)
+        follower = RingFollower(lambda seen: broken.extend(seen.problems))
+        return Route(front, back, Tracer(), lambda seen, _: broken.extend(seen.broken), follower)
+
+    proxy = Proxy(open_route, print)
+    with ExitStack() as stack:
+        for listens, run, stop in ((behind, server.serve, server.stop), (before, proxy.serve, proxy.stop)):
+            stack.enter_context(_beside(partial(run, stack.enter_context(listening(listens))), stop))
+        transport = VhostUserTransport(before, device.device_id, memory_size=MEMORY, num_queues=len(device.queues()))
+        yield transport
+        transport.close()
+    server.close()
+    assert broken == []
+
+
+@contextmanager
 def telegraph(setting: Setting) -> Iterator[Transport]:
     carrier = Telegraph(setting.device, setting.engine, setting.features, MEMORY)
     yield cast(Transport, carrier)
@@ -124,6 +154,7 @@ CARRIERS: Final[dict[str, Carrier]] = {
     "shared-memory": shared_memory,
     "shared-memory-polled": shared_memory_polled,
     "vhost-user": vhost_user,
+    "vhost-user-traced": vhost_user_traced,
     "telegraph": telegraph,
 }
 

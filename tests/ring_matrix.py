@@ -1,125 +1,18 @@
-"""The features that every ring test runs over, and both halves of one queue in one memory."""
+"""The features that every ring test runs over; the two halves themselves are the published ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
-from typing import Any, Final, cast
+from typing import Final
 
 import pytest
-from attrs import define, field, frozen
-from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from virtio_py.memory import Arena, GuestMemory
-from virtio_py.rings.engine import Engine, engine_named
-from virtio_py.rings.kernels import common as k
-from virtio_py.rings.layouts import pvirtq_desc, virtq_avail, virtq_used
-from virtio_py.rings.queue import DeviceQueue, DriverQueue, QueueConfig, QueueState
-from virtio_py.spec import Feature, PackedDescFlag, mask
+from virtio_py.testing.ring_pair import Case, Pair, pair, poke
+
+__all__ = ["CASES", "ENGINES", "LAYOUTS", "YES_NO", "Case", "Pair", "every_case", "pair", "poke"]
 
 LAYOUTS: Final = ("split", "packed")
 ENGINES: Final = ("reference", "compiled")
-
-
-@frozen
-class Case:
-    """One combination of what rings can negotiate, and the engine that runs them."""
-
-    layout: str
-    engine_name: str
-    in_order: bool
-    event_idx: bool
-    indirect: bool
-
-    @property
-    def engine(self) -> Engine:
-        """The engine itself."""
-        return engine_named(self.engine_name)
-
-    @property
-    def features(self) -> int:
-        """The mask of the feature bits."""
-        bits = {
-            Feature.RING_PACKED: self.layout == "packed",
-            Feature.IN_ORDER: self.in_order,
-            Feature.EVENT_IDX: self.event_idx,
-            Feature.INDIRECT_DESC: self.indirect,
-        }
-        return mask(Feature.VERSION_1, *(b for b, wanted in bits.items() if wanted))
-
-    def __str__(self) -> str:
-        words = {"in_order": self.in_order, "event_idx": self.event_idx, "indirect": self.indirect}
-        return "-".join([self.layout, self.engine_name, *(word for word, wanted in words.items() if wanted)])
-
-
 YES_NO: Final = (False, True)
 CASES: Final = [Case(*c) for c in product(LAYOUTS, ENGINES, YES_NO, YES_NO, YES_NO)]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-
-
-@define(eq=False)
-class Pair:
-    """A driver's and a device's half of one queue. notified: used buffer notifications sent so far."""
-
-    arena: Arena
-    driver: DriverQueue
-    config: QueueConfig
-    device: DeviceQueue = field(init=False)
-    notified: int = field(default=0, init=False)
-
-    def notify(self) -> None:
-        """The device's used buffer notification."""
-        self.notified += 1
-
-
-def pair(case: Case, size: int, start: int = 0, memory: int = 1 << 17, indirect: int = 16) -> Pair:
-    """Both halves over one arena, as they stand after `start` buffers (split) or slots (packed) went through."""
-    arena = Arena(GuestMemory.of(memory, start=0x1000))
-    driver = DriverQueue(0, size, arena, case.features, case.engine, indirect)
-    config = QueueConfig(0, "queue", size)
-    config.descriptor_area, config.driver_area = driver.descriptor_area, driver.driver_area
-    config.device_area = driver.device_area
-    made = Pair(arena, driver, config)
-    if start:
-        _BEGIN[case.layout](made, start)
-    made.device = config.activate(arena.memory, case.features, case.engine, made.notify)
-    return made
-
-
-def poke(memory: GuestMemory, area: int, record: Any, path: str, value: int) -> None:
-    """Stores a 16-bit field of a structure at `area`."""
-    memory.write(area + record.offset(path), value.to_bytes(2, "little"))
-
-
-def _begin_split(made: Pair, start: int) -> None:
-    driver, memory = made.driver, made.arena.memory
-    for word in (k.NEXT_AVAILABLE, k.NEXT_USED, k.PUBLISHED):
-        driver._state[word] = start
-    for path in ("idx", "used_event"):
-        poke(memory, driver.driver_area, virtq_avail(driver.size), path, start)
-    for path in ("idx", "avail_event"):
-        poke(memory, driver.device_area, virtq_used(driver.size), path, start)
-    made.config.state = QueueState(start, start)
-
-
-def _begin_packed(made: Pair, start: int) -> None:
-    """In the first lap: the slots before the start look used, those behind it are still zero."""
-    driver, memory = made.driver, made.arena.memory
-    slot = start % driver.size
-    for word in (k.NEXT_AVAILABLE, k.NEXT_USED, k.PUBLISHED):
-        driver._state[word] = slot
-    for n in range(slot):
-        at = driver.descriptor_area + n * pvirtq_desc.size
-        poke(memory, at, pvirtq_desc, "flags", PackedDescFlag.AVAIL | PackedDescFlag.USED)
-    made.config.state = QueueState(slot, slot)
-
-
-_BEGIN: Final[dict[str, Callable[[Pair, int], None]]] = {"split": _begin_split, "packed": _begin_packed}
-
-
-def run_machine(make: Callable[[], RuleBasedStateMachine], examples: int) -> None:
-    """Runs a state machine that takes arguments: hypothesis calls for a class, and does with a factory."""
-    run_state_machine_as_test(
-        cast(Any, make), settings=settings(max_examples=examples, stateful_step_count=30, deadline=None)
-    )

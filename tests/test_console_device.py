@@ -200,7 +200,7 @@ def test_answers_that_nobody_takes_do_not_pile_up(event: ConsoleEvent) -> None:
         endpoints[turn % 2].connected = bool(turn % 5)
         endpoints[turn % 2].size = ConsoleSize(turn + 1, turn + 1)
         device.pump()
-    assert len(device._control._messages) <= 2 * len(ConsoleEvent)
+    assert len(device._control.messages) <= 2 * len(ConsoleEvent)
 
 
 @define(eq=False)

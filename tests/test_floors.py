@@ -18,12 +18,13 @@ every_source = pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.rela
 
 # From the ground up. A module imports from its own unit, and from units on lower floors.
 FLOORS = [
-    {"spec", "errors"},
-    {"records"},
+    {"spec", "errors", "values"},
+    {"records", "pcapng"},
     {"memory", "pci"},
     {"rings"},
-    {"config_space", "status", "watch"},
+    {"config_space", "status", "watch", "resources"},
     {"device", "driver"},
+    {"admin"},
     {"devices"},
     {"transports"},
     {"testing"},
@@ -34,6 +35,7 @@ FLOOR = {unit: n for n, floor in enumerate(FLOORS) for unit in floor}
 STRANGERS = {("transports", "devices"), ("devices", "transports")}
 OUTSIDE = {"socket", "mmap", "threading", "ctypes"}
 SHELLS = {
+    "cli/trace.py": {"socket"},  # connects where the command line says
     "cli/serve.py": {"socket"},  # listens where the command line says
     "devices/blk/direct.py": {"mmap"},  # only a mapping is aligned as O_DIRECT wants it
     "devices/blk/fallocate.py": {"ctypes"},  # the standard library cannot make holes in files
@@ -50,6 +52,8 @@ SHELLS = {
     "transports/vhost_user_server.py": {"socket"},  # accepts connections
     "transports/vhost_user_servers.py": {"socket"},  # for several devices in one loop
     "transports/vhost_user_workers.py": {"threading"},  # serve queues side by side
+    "transports/vhost_user_proxy.py": {"socket"},  # between a front-end and a back-end
+    "transports/vhost_user_follower.py": {"mmap"},  # looks at the memory they share
     "transports/vhost_user_link.py": {"socket"},  # a front-end's connection
     "transports/vhost_user_transport.py": {"mmap", "socket"},  # connects, and shares memory
 }

@@ -8,9 +8,8 @@ from typing import ClassVar
 import pytest
 from attrs import define, field
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.ring_matrix import CASES, LAYOUTS, Case, every_case, pair, run_machine
+from tests.ring_matrix import CASES, LAYOUTS, Case, every_case, pair
 from virtio_py.device import Device, QueueSpec
 from virtio_py.driver import Driver
 from virtio_py.errors import NeedsReset, NegotiationError, PeerError, UsageError, VirtioError
@@ -18,6 +17,7 @@ from virtio_py.memory import Buffer
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
 from virtio_py.spec import DeviceId, DeviceStatus, Feature, bit
+from virtio_py.testing.machines import Machine, run, step
 from virtio_py.transports.in_process import InProcess
 
 
@@ -67,14 +67,17 @@ def start(case: Case, size: int) -> tuple[Reverser, InProcess, Client]:
     return device, carrier, driver
 
 
-class Schedule(RuleBasedStateMachine):
+class Schedule(Machine):
     """The driver sleeps and wakes by notifications only, and the device by kicks only."""
 
     def __init__(self, case: Case) -> None:
-        super().__init__()
+        super().__init__(case)
         self.case = case
 
-    @initialize(size=st.sampled_from([1, 2, 4, 8]))
+    def _is_set_up(self) -> bool:
+        return hasattr(self, "carrier")
+
+    @step(lambda self: not self._is_set_up(), size=st.sampled_from([1, 2, 4, 8]))
     def set_up(self, size: int) -> None:
         self.device, self.carrier, self.driver = start(self.case, size)
         self.size = size
@@ -83,7 +86,7 @@ class Schedule(RuleBasedStateMachine):
         self.asleep = [False, False]
         self.heard = 0
 
-    @rule(which=st.integers(0, 1), count=st.integers(1, 6), parts=st.integers(1, 3))
+    @step(_is_set_up, which=st.integers(0, 1), count=st.integers(1, 6), parts=st.integers(1, 3))
     def send(self, which: int, count: int, parts: int) -> None:
         queue = self.driver.queues[which]
         requests = []
@@ -98,18 +101,21 @@ class Schedule(RuleBasedStateMachine):
         assert added == len(requests)
         self.driver.kick(queue)
 
-    @rule()
+    @step(_is_set_up)
     def deliver(self) -> None:
         self.carrier.step()
 
-    @rule(data=st.data())
-    def let_go(self, data: st.DataObject) -> None:
+    @step(_is_set_up, which=st.integers(0, 7))
+    def let_go(self, which: int) -> None:
         kept = self.device.kept
         if kept:
-            kept.pop(data.draw(st.integers(0, len(kept) - 1))).complete()
+            kept.pop(which % len(kept)).complete()
 
-    @rule(which=st.integers(0, 1))
+    @step(_is_set_up, which=st.integers(0, 1))
     def driver_runs(self, which: int) -> None:
+        self._run(which)
+
+    def _run(self, which: int) -> None:
         self._wake()
         if not self.asleep[which]:
             self._collect(which)
@@ -134,10 +140,8 @@ class Schedule(RuleBasedStateMachine):
                 self.asleep[which] = True
                 return
 
-    @invariant()
-    def the_device_is_well(self) -> None:
-        if hasattr(self, "carrier"):
-            assert self.carrier.end.fault is None
+    def check(self) -> None:
+        assert self.carrier.end.fault is None
 
     def teardown(self) -> None:
         if not hasattr(self, "carrier"):
@@ -148,7 +152,7 @@ class Schedule(RuleBasedStateMachine):
             while self.device.kept:
                 self.device.kept.pop().complete()
             for which in (0, 1):
-                self.driver_runs(which)
+                self._run(which)
         assert self.sent == [{}, {}], "lost, or not heard of"
         self.driver.reset()
         assert self.carrier.arena.free_bytes == self.carrier.arena.memory.regions[0].size
@@ -156,7 +160,7 @@ class Schedule(RuleBasedStateMachine):
 
 @every_case
 def test_random_schedules_lose_and_duplicate_nothing(case: Case) -> None:
-    run_machine(lambda: Schedule(case), examples=15)
+    run(lambda: Schedule(case), examples=15)
 
 
 class Early(Client):

@@ -150,6 +150,17 @@ def test_a_bad_descriptor_is_described(case: Case) -> None:
         made.device.take()
 
 
+@every_ring
+def test_a_bad_descriptor_that_is_alone_is_described(case: Case) -> None:
+    made = pair(case, 4)
+    buffer = made.arena.allocate(4)
+    made.driver.add([buffer.extent])
+    made.driver.add([(1 << 40, 4)])
+    assert len(made.device.take()) == 1
+    with pytest.raises(MemoryFault, match="descriptor 1 of chain 1"):
+        made.device.take()
+
+
 @every_engine
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_a_packed_event_is_passed_or_not(engine: str, size: int) -> None:
@@ -192,3 +203,59 @@ def test_a_chain_may_go_on_behind_memory_that_is_only_readable(case: Case) -> No
     made.driver.add([(1 << 32, 2), ((1 << 32) + 2, 2)], [answer.extent])
     [chain] = device.take()
     assert (chain.readable.read_all(), chain.writable.remaining) == (b"read", 4)
+
+
+@every_case
+@pytest.mark.parametrize("size", [4, 5])
+def test_batches_of_every_length_go_round_the_ring(case: Case, size: int) -> None:
+    """In order, one element stands for all of a batch, and the batch ends behind, at and before the ring's end."""
+    made = pair(case, size if case.layout == "packed" else 4)
+    buffer = made.arena.allocate(4)
+    number = 0
+    for together in [*range(1, made.driver.size + 1)] * 4:
+        tokens = list(range(number, number + together))
+        number += together
+        assert made.driver.add_many(([], [buffer.extent], token) for token in tokens) == together
+        chains = made.device.take()
+        for chain in chains:
+            chain.writable.write(b"full")
+        made.device.complete(chains)
+        assert made.driver.take_used() == [(token, 4) for token in tokens]
+        assert made.driver.free_slots == made.driver.size
+
+
+@every_case
+def test_positions_stay_below_two_to_the_16(case: Case) -> None:
+    made = pair(case, 4, start=0xFFFE)
+    buffer = made.arena.allocate(4)
+    for token in range(5):
+        made.driver.add([buffer.extent], token=token)
+        made.device.complete(made.device.take())
+        assert made.driver.take_used() == [(token, 0)]
+        for state in (made.driver.state, made.device.state):
+            assert 0 <= state.next_available <= 0xFFFF
+            assert 0 <= state.next_used <= 0xFFFF
+
+
+@every_ring
+def test_reserved_bits_of_a_descriptor_mean_nothing(case: Case) -> None:
+    """Bit 3 is nobody's; the buffer stays readable."""
+    made = pair(case, 4)
+    buffer = made.arena.allocate(4)
+    made.driver.add([buffer.extent])
+    record = virtq_desc if case.layout == "split" else pvirtq_desc
+    flags = record.decode(made.arena.memory.read(made.driver.descriptor_area, record.size)).flags
+    poke(made.arena.memory, made.driver.descriptor_area, record, "flags", flags | 1 << 3)
+    [chain] = made.device.take()
+    assert (len(chain.readable.read_all()), chain.writable.remaining) == (4, 0)
+
+
+@every_engine
+def test_a_batch_has_room_for_as_many_segments_as_it_has(engine: str) -> None:
+    made = pair(Case("split", engine, False, False, False), 4)
+    kernels, batch = engine_named(engine), made.device._batch
+    memory = made.device._bound.memory
+    last = len(batch.segments) // k.SEGMENT - 1
+    start = made.arena.memory.regions[0].start
+    assert kernels.put_single(memory, batch, 0, last, start, 1, 0) == 0
+    assert kernels.put_single(memory, batch, 0, last + 1, start, 1, 0) == k.BATCH_FULL

@@ -10,12 +10,12 @@ from attrs import frozen
 from numba import njit
 from numba.core.compiler import Compiler
 
-from tests import ring_matrix
 from tests.ring_matrix import CASES, Case
 from tests.test_ring_model import test_queue_is_the_model as model_test
 from virtio_py.rings.engine import Engine, compiled
 from virtio_py.rings.kernels import KERNELS, TWINS, Words
 from virtio_py.rings.unsigned_indices import KernelCompiler
+from virtio_py.testing import ring_pair
 
 
 @frozen(eq=False)
@@ -49,7 +49,7 @@ class WatchedEngine(Engine):
 @pytest.mark.parametrize("case", [c for c in CASES if c.engine_name == "reference"], ids=str)
 def test_no_kernel_counts_from_an_end(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = WatchedEngine({**KERNELS, **TWINS})
-    monkeypatch.setattr(ring_matrix, "engine_named", lambda name: watched)
+    monkeypatch.setattr(ring_pair, "engine_named", lambda name: watched)
     model_test(case)
 
 

@@ -399,7 +399,7 @@ def test_a_ring_that_is_not_there(make: Callable[[int], tuple[int, bytes]], inde
     assert front.books.open == before
 
 
-@pytest.mark.parametrize("request_", [0, 45, 1000, 0xFFFFFFFF, R.SET_LOG_FD, R.SET_INFLIGHT_FD, R.VRING_KICK])
+@pytest.mark.parametrize("request_", [0, 45, 1000, 0xFFFFFFFF, R.SET_LOG_FD, R.GPU_SET_SOCKET, R.VRING_KICK])
 def test_a_request_not_offered_is_refused_or_hung_up_on(request_: int) -> None:
     front = fresh()
     before = set(front.books.open)

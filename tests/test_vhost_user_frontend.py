@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
+import os
 from collections.abc import Callable
 
 import pytest
@@ -72,14 +74,24 @@ class Wire:
         self.calls.append(call)
         # A descriptor that is sent is another one on the other side.
         fds = [self.books.fd() for _ in call.fds]
+        if call.request is FrontendRequest.SET_INFLIGHT_FD:
+            self.books.files[fds[0]] = mmap.mmap(call.fds[0], 0)
         reply = self.backend.receive(decode_message(self.frontend.outgoing(call)), fds)
         assert (reply is not None) == self.frontend.awaits(call)
         if reply is None:
             return 0
-        return self.frontend.answer(call, check_reply(call, decode_message(self.spoil(call, reply))))
+        lent, self.books.lent = self.books.lent, []
+        try:
+            value = self.frontend.answer(call, check_reply(call, decode_message(self.spoil(call, reply))))
+        except VirtioError:
+            for fd in lent:
+                os.close(fd)
+            raise
+        return (value, lent) if call.takes else value
 
     def start(self, features: int) -> DriverQueue:
-        self.run(self.frontend.open(0))
+        if not self.calls:
+            self.run(self.frontend.open(0))
         for status in (1, 3):
             self.run(self.frontend.write_status(status))
         self.run(self.frontend.accept_features(features))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from virtio_py.spec import DeviceId, Feature, bit
 from virtio_py.status import RING_FEATURES
 from virtio_py.transports import vhost_user_messages as m
 from virtio_py.transports.vhost_user_backend import Backend
+from virtio_py.transports.vhost_user_inflight_file import sealed_file
 from virtio_py.transports.vhost_user_messages import Flag, FrontendRequest, Message, decode_message
 from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES, Shell
 
@@ -59,7 +61,8 @@ class Echo(Device):
 
 @define(eq=False)
 class Books(Shell):
-    """A shell of numbers: which descriptors are open, watched, signalled. Files have `file_size` bytes of `memory`."""
+    """A shell of numbers: which descriptors are open, watched, signalled. Files have the bytes of `memory`;
+    lent: the sealed files that were sent, real ones; files: those that came, mapped, by descriptor."""
 
     memory: bytearray = field(factory=lambda: bytearray(SIZE))
     open: set[int] = field(factory=set)
@@ -69,6 +72,8 @@ class Books(Shell):
     lines: list[str] = field(factory=list)
     bad: set[int] = field(factory=set)
     moved: bytes | None = None
+    lent: list[int] = field(factory=list)
+    files: dict[int, mmap.mmap] = field(factory=dict)
     _next: int = 100
 
     def fd(self) -> int:
@@ -123,6 +128,15 @@ class Books(Shell):
         moved, self.moved = self.moved, None
         return moved
 
+    def map_sealed(self, fd: int, size: int, offset: int) -> memoryview:
+        assert fd in self.open
+        if fd not in self.files or offset + size > len(self.files[fd]):
+            raise MessageError("not sealed, or shorter")
+        return memoryview(self.files[fd])[offset : offset + size]
+
+    def lend(self, size: int) -> None:
+        self.lent.append(sealed_file(size))
+
     def log(self, line: str) -> None:
         assert "\n" not in line
         self.lines.append(line)
@@ -132,9 +146,13 @@ class FrontEnd:
     """Sends messages to a Backend, and drives its rings with the driver's half of this package."""
 
     def __init__(
-        self, engine: Engine = REFERENCE, protocol: int = PROTOCOL_FEATURES, ring_features: int = RING_FEATURES | PACKED
+        self,
+        engine: Engine = REFERENCE,
+        protocol: int = PROTOCOL_FEATURES,
+        ring_features: int = RING_FEATURES | PACKED,
+        device: Echo | None = None,
     ) -> None:
-        self.device = Echo()
+        self.device = device or Echo()
         self.books = Books()
         self.engine = engine
         self.backend = Backend(

@@ -7,7 +7,7 @@ messages) into the verbs of `DeviceEnd`, and carries out the two verbs of `Notif
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Final, NamedTuple, Protocol, TypeVar
 
 from attrs import define, field
@@ -15,6 +15,7 @@ from attrs import define, field
 from virtio_py.config_space import ConfigSpace
 from virtio_py.errors import MemoryFault, MessageError, NegotiationError, PeerError, UsageError
 from virtio_py.memory import GuestMemory
+from virtio_py.resources import Capability, ResourceType
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.rings.queue import DeviceQueue, QueueConfig, QueueState
@@ -49,6 +50,22 @@ class Notifier(Protocol):
 
     def configuration_change(self) -> None:
         """A configuration change notification (2.3)."""
+
+
+class Administrator(Protocol):
+    """What a device has that owns device groups (2.12): administration virtqueues, and the commands that come there."""
+
+    def queues(self) -> Sequence[QueueSpec]:
+        """The administration virtqueues, whose indices follow those of the device's own queues."""
+
+    def handle(self, queue: DeviceQueue, chain: Chain) -> None:
+        """Serves a command."""
+
+    def queue_reset(self, index: int) -> None:
+        """One of the queues was reset."""
+
+    def reset(self) -> None:
+        """The device was reset."""
 
 
 class Device:
@@ -103,16 +120,26 @@ class Device:
     def queue_reset(self, index: int) -> None:
         """The driver has reset one queue (2.6.1): forgets its deferred chains."""
 
-    def save_state(self) -> bytes:
-        """What a driver has set by requests, for another device of this kind to go on with: neither rings nor features
-        are part of it. Asked while no queue is in service."""
-        return b""
+    def capabilities(self) -> Mapping[int, Capability]:
+        """What a driver may enable by administration commands, by capability id (0x800 … 0xfff)."""
+        return {}
 
-    def load_state(self, state: bytes) -> None:
-        """Goes on with what `save_state` of another one gave. Called after `negotiated`, with the same features, before
-        `activate`. Raises MessageError for a state that cannot be this device's, which is then reset."""
-        if state:
-            raise MessageError(f"a state of {len(state)} bytes for a device that has none")
+    def resource_types(self) -> Mapping[int, ResourceType]:
+        """The types of resource objects that a driver may create by administration commands (0x200 … 0x4ff)."""
+        return {}
+
+    def parts(self) -> Mapping[tuple[int, bytes], bytes]:
+        """What the driver has made of the device besides its registers and queues, as parts of this device type
+        (2.13): values by part type (0x200 … 0x5fe) and selector."""
+        return {}
+
+    def takes_part(self, part_type: int, selector: bytes, value: bytes) -> bool:
+        """Whether such a part can be set."""
+        return False
+
+    def set_part(self, part_type: int, selector: bytes, value: bytes) -> None:
+        """Sets a part that `takes_part` has found good; called between `negotiated` and `activate`. Raises PeerError if
+        it does not go with the negotiated features."""
 
     def watch(self) -> Sequence[Watch]:
         """The descriptors behind the device that it waits for now; asked before every wait, by whatever serves it."""
@@ -133,6 +160,8 @@ class DeviceEnd:
     legacy:        the carrier has the legacy interface (1.3.1): 32 feature bits, no VERSION_1, no FEATURES_OK.
     missed:        asked about a MemoryFault in a queue: True if the address may yet come to be mapped, and the carrier
                    serves the queue again then. Nothing of the chain was taken.
+    admin:         makes the device the owner of groups; for a carrier that has VIRTIO_F_ADMIN_VQ.
+    resets:        how often the device has been reset.
     kicks, calls:  available and used buffer notifications since the last reset, by the index of the queue.
     """
 
@@ -143,6 +172,8 @@ class DeviceEnd:
     ring_features: int = RING_FEATURES
     legacy: bool = False
     missed: Callable[[MemoryFault], bool] = field(default=lambda fault: False)
+    admin: Administrator | None = None
+    resets: int = field(default=0, init=False)
     fault: PeerError | None = field(default=None, init=False)
     features: int = field(default=0, init=False)
     kicks: Counter[int] = field(init=False, factory=Counter)
@@ -153,9 +184,12 @@ class DeviceEnd:
     _space: ConfigSpace = field(init=False)
     _suspending: bool = field(default=False, init=False)
     _config_pending: bool = field(default=False, init=False)
+    _halted: bool = field(default=False, init=False)
+    _halt_waiters: list[Callable[[], None]] = field(init=False, factory=list)
 
     def __attrs_post_init__(self) -> None:
-        self._configs = [QueueConfig(i, spec.name, spec.size) for i, spec in enumerate(self.device.queues())]
+        specs = [*self.device.queues(), *(self.admin.queues() if self.admin is not None else ())]
+        self._configs = [QueueConfig(i, spec.name, spec.size) for i, spec in enumerate(specs)]
         self._space = ConfigSpace(self.device.read_config, self.device.write_config)
 
     # Features (2.2)
@@ -164,6 +198,7 @@ class DeviceEnd:
     def device_features(self) -> int:
         """The mask of all feature bits offered."""
         offered = self.device.offered_features() | self.ring_features
+        offered |= bit(Feature.ADMIN_VQ) if self.admin is not None else 0
         return offered & LEGACY_FEATURES if self.legacy else offered
 
     def accept_features(self, features: int) -> None:
@@ -175,15 +210,15 @@ class DeviceEnd:
             )
         self.features = features
 
-    def _refusal(self) -> str | None:
-        """Why the driver's choice of features cannot be accepted, or None."""
-        if extra := self.features & ~self.device_features:
+    def refusal(self, features: int) -> str | None:
+        """Why a choice of features cannot be accepted, or None."""
+        if extra := features & ~self.device_features:
             return f"bits {extra:#x} were not offered"
-        if missing := missing_needs(self.features, self.device.feature_needs):
+        if missing := missing_needs(features, self.device.feature_needs):
             return f"bit {missing[0][0]} needs bit {missing[0][1]}"
-        if not self.legacy and not self.features & bit(Feature.VERSION_1):
+        if not self.legacy and not features & bit(Feature.VERSION_1):
             return "VIRTIO_F_VERSION_1 is not accepted"
-        return self.device.refuse_features(self.features)
+        return self.device.refuse_features(features)
 
     # Status (2.1)
 
@@ -201,18 +236,18 @@ class DeviceEnd:
             if value & DeviceStatus.DRIVER_OK:
                 self._resume()
             return
-        if value & DeviceStatus.SUSPEND and self.running and self.features & bit(Feature.SUSPEND):
+        if value & DeviceStatus.SUSPEND and self._started and self.features & bit(Feature.SUSPEND):
             # From here on nothing is taken; before DRIVER_OK, or not negotiated, the bit is ignored.
             self._suspending = True
             self.settled()
             return
         # DEVICE_NEEDS_RESET is the device's: a driver's read-modify-write must neither set nor clear it.
         added = value & ~self._status & _DRIVERS_BITS
-        if added & DeviceStatus.FEATURES_OK and self._refusal() is not None:
+        if added & DeviceStatus.FEATURES_OK and self.refusal(self.features) is not None:
             added &= ~DeviceStatus.FEATURES_OK
         settled = added & DeviceStatus.FEATURES_OK
         if added & DeviceStatus.DRIVER_OK and not (self._status | added) & DeviceStatus.FEATURES_OK:
-            if self.legacy and self._refusal() is None:
+            if self.legacy and self.refusal(self.features) is None:
                 settled = added
             else:
                 added &= ~DeviceStatus.DRIVER_OK
@@ -243,21 +278,61 @@ class DeviceEnd:
         return bool(self._status & DeviceStatus.SUSPEND)
 
     def settled(self) -> None:
-        """For a device whose `busy` has ended: completes a suspension that waited for it."""
-        if self._suspending and not self.device.busy():
+        """For a device whose `busy` has ended: completes a suspension that waited for it, or a halt."""
+        if self.device.busy() or not (self._suspending or self._halted):
+            return
+        for queue in self._queues.values():
+            queue.pause()
+        if self._suspending:
             self._suspending = False
-            for queue in self._queues.values():
-                queue.pause()
             self._status = self._status & ~DeviceStatus.DRIVER_OK | DeviceStatus.SUSPEND
+        self._tell_halted()
+
+    def _tell_halted(self) -> None:
+        waiters, self._halt_waiters = self._halt_waiters, []
+        for done in waiters:
+            done()
 
     def _resume(self) -> None:
         self._status = self._status & ~DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """After a suspension or a halt, unless there is the other still."""
+        if self.suspended or self._halted:
+            return
         for queue in self._queues.values():
             queue.resume()
-        if self._config_pending:
+        if self._config_pending and self._status & DeviceStatus.DRIVER_OK:
             self._config_pending = False
             self.notifier.configuration_change()
         self._serve_all()
+
+    # Stopped by the owner of a group (2.12.1.4, VIRTIO_ADMIN_CMD_DEV_MODE_SET)
+
+    @property
+    def halted(self) -> bool:
+        """Whether the owner of the device's group has stopped it, and what was under way has ended."""
+        return self._halted and not self.device.busy()
+
+    def halt(self) -> bool:
+        """Stops the device: no buffer is looked at and no notification sent until `unhalt`, whatever the driver does.
+
+        True if it has stopped; otherwise what is under way is finished first, see `when_halted`.
+        """
+        self._halted = True
+        self.settled()
+        return self.halted
+
+    def when_halted(self, done: Callable[[], None]) -> None:
+        """Has `done` called when what was under way has ended, or the device goes on before."""
+        self._halt_waiters.append(done)
+
+    def unhalt(self) -> None:
+        """Goes on, with what the driver has made available meanwhile."""
+        self._halted = False
+        self._tell_halted()
+        self._go_on()
 
     def reset(self) -> None:
         """Back to the state after power-on (2.4). No notification leaves from here on until DRIVER_OK."""
@@ -272,14 +347,22 @@ class DeviceEnd:
         self.kicks.clear()
         self.calls.clear()
         self._suspending = self._config_pending = False
+        self.resets += 1
         self.device.reset()
+        if self.admin is not None:
+            self.admin.reset()
+        self.settled()
 
     @property
     def running(self) -> bool:
         """Whether the device may consume buffers: DRIVER_OK is set, and neither DEVICE_NEEDS_RESET nor on its way to
-        being suspended."""
+        being suspended, nor halted."""
+        return self._started and not self._suspending and not self._halted
+
+    @property
+    def _started(self) -> bool:
         wanted = DeviceStatus.DRIVER_OK | DeviceStatus.DEVICE_NEEDS_RESET
-        return self._status & wanted == DeviceStatus.DRIVER_OK and not self._suspending
+        return self._status & wanted == DeviceStatus.DRIVER_OK
 
     def needs_reset(self, error: PeerError) -> None:
         """Gives up until the driver resets: DEVICE_NEEDS_RESET, then a configuration change notification."""
@@ -288,8 +371,7 @@ class DeviceEnd:
         for queue in self._queues.values():
             queue.stop()
         self._status |= DeviceStatus.DEVICE_NEEDS_RESET
-        if self._status & DeviceStatus.DRIVER_OK:
-            self.notifier.configuration_change()
+        self._tell_configuration()
 
     # Configuration space (2.5)
 
@@ -310,17 +392,26 @@ class DeviceEnd:
     def configuration_changed(self) -> None:
         """For the device: the configuration structure has changed; the driver is told once it is up and not asleep."""
         self._space.changed()
-        if self._status & DeviceStatus.DRIVER_OK:
-            self.notifier.configuration_change()
-        elif self.suspended:
+        self._tell_configuration()
+
+    def _tell_configuration(self) -> None:
+        if self.suspended or self._halted:
             self._config_pending = True
+        elif self._status & DeviceStatus.DRIVER_OK:
+            self.notifier.configuration_change()
 
     # Virtqueues (2.6)
 
     @property
     def num_queues(self) -> int:
-        """How many virtqueues the device has."""
-        return len(self._configs)
+        """How many virtqueues the device has, administration virtqueues not counted."""
+        return len(self._configs) - len(self.admin_queues)
+
+    @property
+    def admin_queues(self) -> range:
+        """The indices of the administration virtqueues (2.14)."""
+        count = len(self.admin.queues()) if self.admin is not None else 0
+        return range(len(self._configs) - count, len(self._configs))
 
     def queue(self, index: int) -> QueueConfig:
         """The registers of a queue. Raises UsageError for an index that the device does not have."""
@@ -337,7 +428,14 @@ class DeviceEnd:
         if index in self._queues:
             raise UsageError(f"queue {index} is enabled already")
         config = self.queue(index)
-        self._queues[index] = config.activate(self.memory, self.features, self.engine, lambda: self._used_buffer(index))
+        queue = config.activate(self.memory, self.features, self.engine, lambda: self._used_buffer(index))
+        if self._halted:
+            queue.pause()
+        self._queues[index] = queue
+
+    def configure_queue(self, config: QueueConfig) -> None:
+        """Replaces the registers of a queue that is not enabled."""
+        self._configs[config.index] = config
 
     def _used_buffer(self, index: int) -> None:
         self.calls[index] += 1
@@ -358,7 +456,14 @@ class DeviceEnd:
         old = self.queue(index)
         self.stop_queue(index)
         self._configs[index] = old.fresh()
-        self.device.queue_reset(index)
+        self._server(index).queue_reset(index)
+
+    def _server(self, index: int) -> Device | Administrator:
+        if index in self.admin_queues and self.admin is not None:
+            if not self.features & bit(Feature.ADMIN_VQ):
+                raise NegotiationError("an administration virtqueue without VIRTIO_F_ADMIN_VQ", queue=index)
+            return self.admin
+        return self.device
 
     def replace_memory(self, memory: GuestMemory) -> None:
         """Swaps the memory under the running queues. Raises PeerError, with all as before, if a ring is not in it."""
@@ -402,7 +507,7 @@ class DeviceEnd:
     def serve_queue(self, index: int) -> bool:
         """Serves a queue, as on a notification. For a device, too, that needs what may have become available."""
         queue = self._queues.get(index)
-        return queue is not None and bool(self.attempt(lambda: serve(self.device, queue), index))
+        return queue is not None and bool(self.attempt(lambda: serve(self._server(index), queue), index))
 
     def attempt(self, work: Callable[[], Result], index: int | None = None) -> Result | None:
         """Does work for a queue, such as a device does on its own initiative: None if it may not work now, or if a
@@ -419,13 +524,17 @@ class DeviceEnd:
 
     def attend(self, watch: Watch) -> None:
         """One of the descriptors that `Device.watch` named is ready. A fault found on the way ends as in any queue."""
+        self.guard(watch.ready)
+
+    def guard(self, work: Callable[[], object]) -> None:
+        """Does work on behalf of the driver: a PeerError that comes out of it becomes DEVICE_NEEDS_RESET."""
         try:
-            watch.ready()
+            work()
         except PeerError as error:
             self.needs_reset(error)
 
 
-def serve(device: Device, queue: DeviceQueue, budget: int = 4) -> bool:
+def serve(device: Device | Administrator, queue: DeviceQueue, budget: int = 4) -> bool:
     """Takes and handles what is available, `budget` batches at the most: a driver that never stops adding must not
     keep the other queues waiting. True if something is left."""
     for _ in range(budget):
@@ -438,7 +547,7 @@ def serve(device: Device, queue: DeviceQueue, budget: int = 4) -> bool:
     return True
 
 
-def _serve_batch(device: Device, queue: DeviceQueue, chains: Sequence[Chain]) -> None:
+def _serve_batch(device: Device | Administrator, queue: DeviceQueue, chains: Sequence[Chain]) -> None:
     done: list[Chain] = []
     try:
         for chain in chains:

@@ -39,6 +39,11 @@ class Transport(Protocol):
         """How many virtqueues the device has, as far as the carrier tells."""
 
     @property
+    def admin_queues(self) -> range:
+        """The indices of the administration virtqueues (2.14), where the carrier has VIRTIO_F_ADMIN_VQ."""
+        return range(0)
+
+    @property
     def config_notifications(self) -> int:
         """How many configuration change notifications have arrived so far."""
 
@@ -97,7 +102,9 @@ class Driver:
         self.offered = 0
         self.features = 0
         self.queues: list[DriverQueue] = []
+        self.admin_queues: list[DriverQueue] = []
         self._config_heard = 0
+        self._asleep = False
         # What the device may still write to: a request that timed out keeps its memory until a reset.
         self._lent: list[Buffer] = []
 
@@ -130,9 +137,10 @@ class Driver:
         """Resets the device and waits until the status reads 0; queues of an earlier start are given back."""
         self.transport.write_status(0)
         self.await_status(0)
-        for queue in self.queues:
+        for queue in self.queues + self.admin_queues:
             queue.release()
-        self.queues = []
+        self.queues, self.admin_queues = [], []
+        self._asleep = False
         self._give_back(list(self._lent))
 
     def await_status(self, wanted: int, timeout: float = 5.0) -> None:
@@ -178,9 +186,11 @@ class Driver:
             )
 
     def set_up(self) -> None:
-        """Step 7: the queues."""
+        """Step 7: the queues, administration virtqueues included."""
         for index in range(self.queue_count()):
             self.queues.append(self._enabled_queue(index, self.queue_size))
+        if self.has(Feature.ADMIN_VQ):
+            self.admin_queues = [self._enabled_queue(index, self.queue_size) for index in self.transport.admin_queues]
 
     def _enabled_queue(self, index: int, wanted: int) -> DriverQueue:
         size = min(self.transport.max_queue_size(index), wanted)
@@ -215,6 +225,7 @@ class Driver:
         if not self.has(Feature.SUSPEND):
             raise UsageError("VIRTIO_F_SUSPEND was not negotiated")
         status = self.transport.read_status()
+        self._suspended(True)
         self.transport.write_status(status | DeviceStatus.SUSPEND)
         self.await_status(status & ~DeviceStatus.DRIVER_OK | DeviceStatus.SUSPEND, timeout)
 
@@ -223,13 +234,23 @@ class Driver:
         status = self.transport.read_status() & ~DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK
         self.transport.write_status(status | DeviceStatus.SUSPEND)
         self.await_status(status, timeout)
+        self._suspended(False)
         self._kick_all()
+
+    def _check_awake(self) -> None:
+        if self._asleep:
+            raise UsageError("the device is suspended")
+
+    def _suspended(self, asleep: bool) -> None:
+        self._asleep = asleep
+        for queue in self.queues:
+            queue.closed = asleep
 
     def ready(self) -> None:
         """Step 8: DRIVER_OK is about to be written."""
 
     def _kick_all(self) -> None:
-        for queue in self.queues:
+        for queue in self.queues + self.admin_queues:
             self.kick(queue)
 
     def fail(self) -> None:
@@ -244,7 +265,8 @@ class Driver:
     # Requests
 
     def kick(self, queue: DriverQueue) -> None:
-        """Sends an available buffer notification if the device asks for one."""
+        """Sends an available buffer notification if the device asks for one. Raises UsageError while suspended."""
+        self._check_awake()
         if queue.needs_notification():
             self.transport.available_buffer(queue.index, queue.notification_data)
 
@@ -257,6 +279,11 @@ class Driver:
             if self.transport.config_generation() == before:
                 return data
         raise PeerError(f"the configuration changed during each of {CONFIG_READS} reads")
+
+    def write_config_bytes(self, offset: int, data: bytes) -> None:
+        """Stores to the configuration space. Raises UsageError while the device is suspended."""
+        self._check_awake()
+        self.transport.write_config(offset, data)
 
     def config_changed(self) -> bool:
         """Whether a configuration change notification has arrived since this was last asked."""
@@ -294,6 +321,7 @@ class Driver:
     ) -> tuple[list[bytes], int]:
         """One request, start to end: sends the readable parts, returns the writable ones (of these sizes, in bytes)
         and the used length. The queue must be idle."""
+        self._check_awake()
         if queue.outstanding:
             raise UsageError(f"queue {queue.index} has buffers outstanding")
         sent = [self._filled(part) for part in readable]

@@ -27,6 +27,7 @@ import construct
 from attrs import frozen
 
 from virtio_py.errors import LayoutError, PeerError, UsageError
+from virtio_py.values import FieldValue
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +95,7 @@ class Violation(NamedTuple):
     message: str
 
 
-@frozen
+@frozen(eq=False)
 class Field:
     """One field of a record: where it lies, what it is, and its codec.
 
@@ -118,7 +119,8 @@ class Record:
     """One structure of the specification. All public attributes are derived from `layout`.
 
     name: the specification's C name; cite: where it is declared; layout: the construct declaration;
-    rules: what the specification demands of its values. Raises UsageError for a construct that it cannot derive from.
+    rules: what the specification demands of its values; value_type: the named tuple that `decode` returns.
+    Raises UsageError for a construct that it cannot derive from.
     """
 
     def __init__(self, name: str, layout: Any, *, cite: str = "", rules: Iterable[Rule] = ()) -> None:
@@ -128,7 +130,8 @@ class Record:
         self.rules: Final = tuple(rules)
         self.fields: Final[Mapping[str, Field]] = dict(_derive_fields(layout))
         self.size: Final[int] = sum(f.size for f in self.fields.values())
-        self._make: Callable[..., Any] = namedtuple(name, list(self.fields))  # type: ignore[misc]
+        self.value_type: Final[type[Any]] = _value_type(name, self.fields.values())
+        self._make: Callable[..., Any] = self.value_type
         self._flat: Final = _flat_codec(layout) if all(f.kind == "int" for f in self.fields.values()) else None
 
     @property
@@ -241,6 +244,14 @@ class RecordFamily:
         if count not in self._made:
             self._made[count] = Record(self.name, self._declare(count), cite=self.cite)
         return self._made[count]
+
+
+def _value_type(name: str, fields: Iterable[Field]) -> type[Any]:
+    """The named tuple of a record, annotated for `from_type`."""
+    hints = {field.name: FieldValue[field] for field in fields}  # type: ignore[misc]  # a field is no type, and need not be
+    made: type[Any] = namedtuple(name, list(hints))  # type: ignore[misc]  # the names are known only here
+    made.__annotations__ = hints
+    return made
 
 
 def _items(values: Any) -> Iterator[tuple[str, Any]]:

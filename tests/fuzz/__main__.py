@@ -18,6 +18,7 @@ TARGET_NAMES = (
     "ring_of_a_device",
     "scsi_commands",
     "net_commands",
+    "admin_commands",
 )
 
 

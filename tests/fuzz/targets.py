@@ -13,7 +13,9 @@ from types import MappingProxyType
 from typing import Final, cast
 
 from tests.scsi_tools import NEXUS, ThinMedium
+from tests.test_admin_hostile import answered, ready
 from tests.vhost_user_frontend import Books, Echo
+from virtio_py.admin.layout import virtio_admin_cmd
 from virtio_py.cli.inspect_text import function_lines
 from virtio_py.devices.net.control import serve_command
 from virtio_py.devices.net.counters import Counts
@@ -145,6 +147,18 @@ def net_commands(data: bytes) -> None:
         assert chain.used_length
 
 
+def admin_commands(data: bytes) -> None:
+    """Administration commands, each behind a head that is right. Each is answered, and the owner is none the worse."""
+    found = ready()
+    while len(data) >= 4:
+        opcode, group, size, room = data[:4]
+        head = virtio_admin_cmd.encode(opcode=opcode & 0x1F, group_type=group & 1, group_member_id=group & 1)
+        answered(found, head + data[4 : 4 + size], room)
+        data = data[4 + size :]
+    found.driver.start()
+    found.use_all()
+
+
 TARGETS: Final[Mapping[str, Target]] = MappingProxyType(
     {
         target.__name__: target
@@ -155,6 +169,7 @@ TARGETS: Final[Mapping[str, Target]] = MappingProxyType(
             ring_of_a_device,
             scsi_commands,
             net_commands,
+            admin_commands,
         )
     }
 )

@@ -125,6 +125,24 @@ def test_a_driver_after_another_and_one_that_starts_again(tmp_path: Path, image:
             open_before = open_now
 
 
+def test_memory_is_added_and_taken_back_piece_by_piece(tmp_path: Path, image: Path) -> None:
+    """QEMU's CONFIGURE_MEM_SLOTS. (Its version 7.2 does not offer INFLIGHT_SHMFD.)"""
+    image.write_bytes(b"qemu" * (SIZE // 4))
+    with storage_daemon(tmp_path / "sock", image) as server, driving(server.socket) as driver:
+        transport, queue = driver.transport, driver.queues[0]
+        assert isinstance(transport, VhostUserTransport)
+        for _ in range(3):
+            arena = transport.add_memory(1 << 16)
+            header, status, room = transport.arena.allocate(16), transport.arena.allocate(1), arena.allocate(SECTOR)
+            queue.add([header.extent], [room.extent, status.extent])
+            driver.kick(queue)
+            assert driver.wait_used(queue) == [(None, SECTOR + 1)]
+            assert bytes(room.view) == b"qemu" * (SECTOR // 4)
+            del room
+            transport.remove_memory(arena)
+        assert driver.read(0, 1) == b"qemu" * (SECTOR // 4)
+
+
 def test_a_daemon_that_is_killed_and_comes_back(tmp_path: Path, image: Path) -> None:
     path = tmp_path / "sock"
     with storage_daemon(path, image) as first:

@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from attrs import Factory, define, field
+from attrs import Factory, define, evolve, field
 
 from virtio_py.errors import RingError, UsageError
 from virtio_py.memory import DirtyLog, GuestMemory
 from virtio_py.rings.chain import Chain, Reader, Writer
 from virtio_py.rings.engine import Engine
 from virtio_py.rings.half import MAX_CHAIN, Extent, Half, QueueState
-from virtio_py.rings.kernels import Memory
+from virtio_py.rings.inflight import Tracker, Unfinished, take_up
+from virtio_py.rings.kernels import Batch, Memory
 from virtio_py.rings.kernels import common as k
 from virtio_py.rings.places import device_ring, written_areas
 from virtio_py.spec import MAX_QUEUE_SIZE, Feature, bit
@@ -24,7 +25,8 @@ from virtio_py.spec import MAX_QUEUE_SIZE, Feature, bit
 class QueueConfig:
     """A virtqueue's registers, as transports set them. Addresses are guest addresses.
 
-    size: the queue size the driver chose, max_size until then; state: where the queue is to begin;
+    size: the queue size the driver chose, max_size until then; state: where the queue is to begin; tracker: who keeps
+    account of the buffers that the device has, for a device that comes after this one, or None;
     notif_config_data: with VIRTIO_F_NOTIF_CONFIG_DATA, what notifications of this queue carry instead of its index.
     """
 
@@ -37,6 +39,7 @@ class QueueConfig:
     device_area: int = 0
     notif_config_data: int = field(default=Factory(lambda self: self.index, takes_self=True))
     state: QueueState = field(factory=QueueState)
+    tracker: Tracker | None = None
 
     def __attrs_post_init__(self) -> None:
         self.size = self.max_size
@@ -81,6 +84,9 @@ class DeviceQueue(Half):
         self._paused = False
         self._held: list[Chain] = []
         self._taken: deque[Chain] = deque()
+        self._tracker = config.tracker
+        self._inherited: list[Chain] = []
+        self._resubmit: list[Chain] = []
         self.log: DirtyLog | None = None
         self._bound = self.bind(memory)
         self._set_state(config.state)
@@ -88,6 +94,23 @@ class DeviceQueue(Half):
         self._complete = self._kernel("complete")
         self._due = self._kernel("used_notification_due")
         self._notifications = self._kernel("device_notifications")
+        for left in self._tracker.unfinished if self._tracker is not None else ():
+            self._inherit(left)
+
+    def _inherit(self, left: Unfinished) -> None:
+        """Takes a buffer that a device before us had taken: it is handed out before any new one."""
+        found = take_up(self._config, self.memory, self.features, left)
+        row = left.id * k.SHADOW
+        if self._shadow[row + k.SLOTS]:
+            raise RingError(f"buffer {left.id} was left twice", queue=self.index)
+        self._shadow[row + k.SLOTS] = found.slots
+        self._shadow[row + k.LIMIT] = found.writable
+        if self.layout == "packed":
+            self._state[k.OUTSTANDING] += found.slots
+        chain = self._chain(found.batch, 0)
+        self._inherited.append(chain)
+        self._resubmit.append(chain)
+        self._taken.append(chain)
 
     def _set_state(self, state: QueueState) -> None:
         # The kernels index with these, unchecked; a carrier may have them from the other side (SET_VRING_BASE).
@@ -123,22 +146,32 @@ class DeviceQueue(Half):
         """The chains that have become available, in ring order, `limit` at the most."""
         if self._paused:
             return []
-        bound = self._bound
+        if self._resubmit:
+            chains, self._resubmit = self._resubmit[:limit], self._resubmit[limit:]
+            return chains
+        bound, first = self._bound, int(self._state[k.NEXT_AVAILABLE])
         count = self._take(bound.ring, self._state, self._shadow, bound.memory, self._batch, limit)
         if count < 0:
             raise self._raise(-count)
-        chains = [self._chain(n) for n in range(count)]
+        chains = [self._chain(self._batch, n) for n in range(count)]
+        if self._tracker is not None:
+            self._tracker.taken(self, chains, first)
         self._taken.extend(chains)
         return chains
 
-    def _chain(self, n: int) -> Chain:
-        row = self._batch.buffers[n * k.BUFFER : (n + 1) * k.BUFFER].tolist()
-        readable = self._extents(row[k.FIRST], row[k.MIDDLE])
-        extents = self._extents(row[k.MIDDLE], row[k.LAST])
+    def slots(self, chain: Chain) -> int:
+        """The ring slots that a chain of this queue takes: 1 in a split one."""
+        return int(self._shadow[chain.id * k.SHADOW + k.SLOTS])
+
+    def _chain(self, batch: Batch, n: int) -> Chain:
+        row = batch.buffers[n * k.BUFFER : (n + 1) * k.BUFFER].tolist()
+        readable = self._extents(batch, row[k.FIRST], row[k.MIDDLE])
+        extents = self._extents(batch, row[k.MIDDLE], row[k.LAST])
         return Chain(row[k.ID], self, Reader(self._views(readable)), Writer(self._views(extents)), tuple(extents))
 
-    def _extents(self, first: int, end: int) -> list[Extent]:
-        words = self._batch.segments[first * k.SEGMENT : end * k.SEGMENT].tolist()
+    @staticmethod
+    def _extents(batch: Batch, first: int, end: int) -> list[Extent]:
+        words = batch.segments[first * k.SEGMENT : end * k.SEGMENT].tolist()
         return list(zip(words[k.ADDRESS :: k.SEGMENT], words[k.SIZE :: k.SEGMENT], strict=True))
 
     def _views(self, extents: list[Extent]) -> list[memoryview]:
@@ -167,11 +200,23 @@ class DeviceQueue(Half):
             return
         if self.log is not None:
             self._mark(self.log, ready)
+        if self._tracker is None:
+            self._publish(ready)
+        else:
+            self._tracker.finish(ready, self._publish)
+        if self.needs_notification():
+            self._notify()
+
+    def _publish(self, chains: Sequence[Chain]) -> None:
         buffers = self._batch.buffers
-        for n, chain in enumerate(ready):
+        for n, chain in enumerate(chains):
             buffers[n * k.BUFFER + k.ID] = chain.id
             buffers[n * k.BUFFER + k.LENGTH] = chain.used_length
-        self._complete(self._bound.ring, self._state, self._shadow, self._batch, len(ready))
+        self._complete(self._bound.ring, self._state, self._shadow, self._batch, len(chains))
+
+    def remind(self) -> None:
+        """Sends a notification if the driver wants any: a device before us may have used buffers and not said so."""
+        self._state[k.SINCE] = 1 << 16
         if self.needs_notification():
             self._notify()
 
@@ -221,16 +266,34 @@ class DeviceQueue(Half):
         them back to the newest one that was returned; those before it, out of order, only a reset frees.
         """
         if not self._stopped:
+            point = self.resume_point
             self._stopped = True
-            self._rewind(list(takewhile(lambda chain: self.in_order or not chain.used, reversed(self._taken))))
+            if self._tracker is not None:
+                self._tracker.put_back(self._going_back())
+            self._set_state(point)
         return self.state
 
-    def _rewind(self, chains: Sequence[Chain]) -> None:
-        slots = sum(self._shadow[chain.id * k.SHADOW + k.SLOTS] for chain in chains)
-        position = self._state[k.NEXT_AVAILABLE] - slots
+    @property
+    def resume_point(self) -> QueueState:
+        """Where another device would go on with the queue, were this one to stop now (see `stop`)."""
+        return self._rewound(self._going_back())
+
+    def _going_back(self) -> list[Chain]:
+        held = {id(chain) for chain in self._held}
+        # What we were left need not lie in the ring as it did. Those who left it keep account of it still.
+        return list(
+            takewhile(
+                lambda c: (self.in_order or not c.used or id(c) in held) and c not in self._inherited,
+                reversed(self._taken),
+            )
+        )
+
+    def _rewound(self, chains: Sequence[Chain]) -> QueueState:
+        slots = sum(int(self._shadow[chain.id * k.SHADOW + k.SLOTS]) for chain in chains)
+        state = self.state
+        position = state.next_available - slots
         if self.layout == "split":
-            position &= 0xFFFF
-        elif position < 0:
-            position += self.size
-            self._state[k.AVAILABLE_WRAP] ^= 1
-        self._state[k.NEXT_AVAILABLE] = position
+            return evolve(state, next_available=position & 0xFFFF)
+        if position >= 0:
+            return evolve(state, next_available=position)
+        return evolve(state, next_available=position + self.size, available_wrap=state.available_wrap ^ 1)

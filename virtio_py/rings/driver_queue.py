@@ -19,7 +19,8 @@ class DriverQueue(Half):
 
     indirect: entries of the table kept for each descriptor where VIRTIO_F_INDIRECT_DESC was negotiated; buffers of
     more than one and at most so many segments go there. page: 0, or the alignment in bytes of a legacy queue's single
-    piece of memory (2.7.2). `take_used` raises RingError for what the device did wrong.
+    piece of memory (2.7.2). closed: while it is set, nothing may be added (3.4). `take_used` raises RingError for what
+    the device did wrong.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class DriverQueue(Half):
             raise UsageError(f"a {layout} queue cannot have the size {size}")
         super().__init__(index, size, features, engine)
         self.notif_config_data = index
+        self.closed = False
         self._arena = arena
         self._tokens: list[Any] = [None] * size
         entries = min(indirect, size) if features & bit(Feature.INDIRECT_DESC) else 0
@@ -109,7 +111,10 @@ class DriverQueue(Half):
             raise UsageError(f"queue {self.index} has no room for {len(readable) + len(writable)} descriptors")
 
     def add_many(self, requests: Iterable[tuple[Sequence[Extent], Sequence[Extent], Any]]) -> int:
-        """Makes buffers available, all published at once; returns how many there was room for."""
+        """Makes buffers available, all published at once; returns how many there was room for. Raises UsageError while
+        the queue is closed."""
+        if self.closed:
+            raise UsageError(f"queue {self.index} is closed: the device is suspended")
         tokens = []
         for n, (readable, writable, token) in enumerate(requests):
             if n >= self.size or not self._describe(n, readable, writable):

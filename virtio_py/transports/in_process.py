@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from virtio_py.device import Device, DeviceEnd
+from virtio_py.device import Administrator, Device, DeviceEnd
 from virtio_py.driver import Transport
 from virtio_py.memory import Arena, GuestMemory
 from virtio_py.rings.engine import REFERENCE, Engine
@@ -21,7 +21,8 @@ from virtio_py.watch import wait_ready
 class InProcess(Transport):
     """The carrier between a Device and a Driver of the same process; it is the device's Notifier too.
 
-    memory_size: bytes of the arena; ring_features: mask of the features offered besides the device's own.
+    memory_size: bytes of the arena; ring_features: mask of the features offered besides the device's own; admin: makes
+    the device the owner of groups.
     used_notifications: how many used buffer notifications have been sent.
     """
 
@@ -32,9 +33,10 @@ class InProcess(Transport):
         engine: Engine = REFERENCE,
         memory_size: int = 16 << 20,
         ring_features: int = RING_FEATURES,
+        admin: Administrator | None = None,
     ) -> None:
         self._arena = Arena(GuestMemory.of(memory_size, start=0x1000))
-        self.end = DeviceEnd(device, self._arena.memory, self, engine, ring_features)
+        self.end = DeviceEnd(device, self._arena.memory, self, engine, ring_features, admin=admin)
         self._kicks: deque[int] = deque()
         self.used_notifications = 0
         self._config_notifications = 0
@@ -65,6 +67,11 @@ class InProcess(Transport):
     def num_queues(self) -> int:
         """How many virtqueues the device has."""
         return self.end.num_queues
+
+    @property
+    def admin_queues(self) -> range:
+        """The indices of the administration virtqueues."""
+        return self.end.admin_queues
 
     @property
     def config_notifications(self) -> int:
@@ -103,7 +110,7 @@ class InProcess(Transport):
 
     def max_queue_size(self, index: int) -> int:
         """The largest size of a queue, 0 if there is no such queue."""
-        return self.end.queue(index).max_size if index < self.end.num_queues else 0
+        return self.end.queue(index).max_size if index < self.end.num_queues or index in self.admin_queues else 0
 
     def enable_queue(self, queue: DriverQueue) -> None:
         """Writes the queue's registers and enables it."""

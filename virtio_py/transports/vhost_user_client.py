@@ -29,6 +29,7 @@ from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.status import RING_FEATURES
 from virtio_py.transports.vhost_user_backend import Backend
 from virtio_py.transports.vhost_user_channel import Channel, Outbox
+from virtio_py.transports.vhost_user_inflight_file import map_sealed, sealed_file
 from virtio_py.transports.vhost_user_messages import MAX_FDS, Assembler
 from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES, Shell
 from virtio_py.transports.vhost_user_transfer import Transfer, Transfers
@@ -68,6 +69,7 @@ class Client(Shell):
         self._replies = Outbox(connection)
         self._channels: dict[int, Channel] = {}
         self._channel_events: dict[int, int] = {}
+        self._lent: list[int] = []
         self._sockets: dict[int, socket.socket] = {}
         self._kicks: dict[int, int] = {}
         self._wanted = select.EPOLLIN
@@ -202,8 +204,23 @@ class Client(Shell):
             return
         fds, self._fds = self._fds, []
         reply = self._backend.receive(message, fds)
-        if reply is not None:
-            self._replies.push(reply)
+        if reply is not None and (left := self._beside(reply)):
+            self._replies.push(left)
+
+    def _beside(self, reply: bytes) -> bytes:
+        """Sends a reply with the descriptors that go beside it, if there are any; what is left of it to be sent."""
+        lent, self._lent = self._lent, []
+        if not lent:
+            return reply
+        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", lent))]
+        try:
+            sent = self._connection.sendmsg([reply], control, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise Disconnected(f"the front-end does not take a descriptor: {error.strerror}") from error
+        finally:
+            for fd in lent:
+                os.close(fd)
+        return reply[sent:]
 
     def _receive_part(self) -> bytes:
         space = socket.CMSG_SPACE(MAX_FDS * 4)
@@ -230,9 +247,9 @@ class Client(Shell):
         self._backend.close()
         self._transfers.close()
         os.close(self._failure)
-        for fd in self._fds:
+        for fd in self._fds + self._lent:
             os.close(fd)
-        self._fds = []
+        self._fds, self._lent = [], []
         self._epoll.close()
         self._connection.close()
 
@@ -258,6 +275,17 @@ class Client(Shell):
         except (OSError, ValueError) as error:
             raise MessageError(f"a region cannot be mapped: {error}") from error
         return memoryview(mapping)[offset - start : offset - start + size]
+
+    def map_sealed(self, fd: int, size: int, offset: int) -> memoryview:
+        """See Sealed."""
+        return map_sealed(fd, size, offset, self.map)
+
+    def lend(self, size: int) -> None:
+        """See Shell."""
+        try:
+            self._lent.append(sealed_file(size))
+        except OSError as error:
+            raise MessageError(f"no file of {size} bytes can be had: {error.strerror}") from error
 
     def close(self, fd: int) -> None:
         """See Shell."""

@@ -8,26 +8,33 @@ one (`awaits`), and sends into the generator what the answer says (`answer`):
     run(frontend.accept_features(mask))
     run(frontend.enable_queue(queue, kick))  described now, started when DRIVER_OK is written
     run(frontend.write_status(0xF))
+    run(frontend.kick(index))                where notifications are messages; elsewhere `kick` is signalled
     frontend.notice(message)                 a request of the back-end's, on the channel; the bytes of the answer
 
 Most back-ends have no status message. For those the status is kept here, and the back-end infers it in turn: features
 that it refuses take FEATURES_OK away, an event on the error descriptor sets DEVICE_NEEDS_RESET, a reset stops every
 ring (GET_VRING_BASE). Everything a back-end says is checked: what it breaks is a MessageError.
+
+A back-end that offers INFLIGHT_SHMFD writes down which buffers it has, in a file that we keep. After `open` with the
+next one, `resume` hands it the file: that one serves what was left, and nothing is offered again. Without the file all
+that is outstanding is offered again (`rings.rewind`), served or not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Final, NamedTuple, TypeVar
 
 from attrs import define, field, frozen
 
 from virtio_py.errors import MessageError, NegotiationError, UsageError
-from virtio_py.rings.queue import DriverQueue
+from virtio_py.rings.queue import DriverQueue, QueueState
 from virtio_py.rings.rewind import rewind
 from virtio_py.spec import DeviceStatus, Feature, bit, mask
+from virtio_py.transports.vhost_user_kept import Kept
 from virtio_py.transports.vhost_user_messages import (
     BACKEND_MESSAGES,
+    BASELINE_MEMORY_REGIONS,
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,
     FRONTEND_MESSAGES,
@@ -40,23 +47,30 @@ from virtio_py.transports.vhost_user_messages import (
     ProtocolFeature,
     Reply,
     VhostUserConfig,
+    VhostUserInflight,
     VhostUserMemory,
+    VhostUserMemRegMsg,
     decode_payload,
     u64,
     vhost_vring_addr,
     vhost_vring_state,
 )
-from virtio_py.transports.vhost_user_vring import base_of
+from virtio_py.transports.vhost_user_vring import USED_INDEX_OFFSET, base_of
 
 PROTOCOL_WANTED: Final = mask(
     ProtocolFeature.MQ,
     ProtocolFeature.REPLY_ACK,
     ProtocolFeature.BACKEND_REQ,
     ProtocolFeature.CONFIG,
+    ProtocolFeature.INFLIGHT_SHMFD,
     ProtocolFeature.RESET_DEVICE,
+    ProtocolFeature.CONFIGURE_MEM_SLOTS,
     ProtocolFeature.STATUS,
 )
-"""The protocol features a front-end takes if they are offered."""
+"""The protocol features a front-end takes if they are offered. INBAND_NOTIFICATIONS only if it is told to."""
+
+_INBAND: Final = bit(ProtocolFeature.INBAND_NOTIFICATIONS)
+_INBAND_NEEDS: Final = mask(ProtocolFeature.BACKEND_REQ, ProtocolFeature.REPLY_ACK)
 
 MAX_RINGS: Final = VRING_INDEX_MASK + 1
 """The messages that carry descriptors have 8 bits for a ring's index."""
@@ -79,12 +93,14 @@ T = TypeVar("T")
 
 @frozen
 class Call:
-    """One request. payload: bytes; fds: the descriptors beside it; lenient: a refusal is an answer, and no error."""
+    """One request. payload: bytes; fds: the descriptors beside it; lenient: a refusal is an answer, and no error;
+    takes: how many descriptors may come with the answer, which then is sent in as (value, list of descriptors)."""
 
     request: FrontendRequest
     payload: bytes = b""
     fds: tuple[int, ...] = ()
     lenient: bool = False
+    takes: int = 0
 
 
 Steps = Generator[Call, Any, T]
@@ -122,22 +138,34 @@ class Frontend:
 
     offered: the answer of GET_FEATURES; features: what was accepted; protocol: mask of ProtocolFeatures in use;
     num_queues: the answer of GET_QUEUE_NUM, or None where it cannot be asked; rings: by index;
-    config_changes: how many CONFIG_CHANGE_MSG have come.
+    shares: the memory there is; mem_slots: how many pieces of it there may be;
+    config_changes, calls: how many CONFIG_CHANGE_MSG and VRING_CALL have come; kept: the inflight region, or None.
+
+    wanted: mask of the ProtocolFeatures to take; queue_size: entries that a ring may come to have after DRIVER_OK.
     """
 
     share: Final[Share]
     events: Final[Events]
+    wanted: Final[int] = PROTOCOL_WANTED
+    queue_size: Final[int] = 0
     offered: int = field(init=False, default=0)
     features: int = field(init=False, default=0)
     protocol: int = field(init=False, default=0)
     num_queues: int | None = field(init=False, default=None)
     rings: Final[dict[int, Ring]] = field(init=False, factory=dict)
+    shares: list[Share] = field(init=False)
+    mem_slots: int = field(init=False, default=BASELINE_MEMORY_REGIONS)
     config_changes: int = field(init=False, default=0)
+    calls: int = field(init=False, default=0)
+    kept: Kept | None = field(init=False, default=None)
     _status: int = field(init=False, default=0)
     _written: int = field(init=False, default=0)
     _trusted: bool = field(init=False, default=False)
     _refused: bool = field(init=False, default=False)
-    _shared: bool = field(init=False, default=False)
+    _shared: list[Share] = field(init=False, factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        self.shares = [self.share]
 
     # One call
 
@@ -170,17 +198,23 @@ class Frontend:
 
     def open(self, channel: int) -> Steps[None]:
         """The first conversation on a connection. channel: the back-end's end of a socket for its requests."""
-        self.protocol, self.num_queues, self._shared, self._trusted = 0, None, False, False
+        self.protocol, self.num_queues, self._shared, self._trusted = 0, None, [], False
         yield Call(_R.SET_OWNER)
         self.offered = yield Call(_R.GET_FEATURES)
         if self.offered >> F_PROTOCOL_FEATURES & 1:
-            chosen = (yield Call(_R.GET_PROTOCOL_FEATURES)) & PROTOCOL_WANTED
+            chosen = (yield Call(_R.GET_PROTOCOL_FEATURES)) & self.wanted
+            if _INBAND_NEEDS & ~chosen:
+                chosen &= ~_INBAND
             yield _number(_R.SET_PROTOCOL_FEATURES, chosen)
             self.protocol = chosen
         if self.has(ProtocolFeature.MQ):
             self.num_queues = min((yield Call(_R.GET_QUEUE_NUM)), MAX_RINGS)
         if self.has(ProtocolFeature.BACKEND_REQ):
             yield Call(_R.SET_BACKEND_REQ_FD, fds=(channel,))
+        if self.has(ProtocolFeature.CONFIGURE_MEM_SLOTS):
+            self.mem_slots = yield Call(_R.GET_MAX_MEM_SLOTS)
+        if not self.has(ProtocolFeature.INFLIGHT_SHMFD):
+            self._forget_region()
 
     @property
     def device_features(self) -> int:
@@ -214,6 +248,7 @@ class Frontend:
         if value == 0:
             yield from self._reset()
         elif value & ~self._written & DeviceStatus.DRIVER_OK:
+            yield from self._track()
             for ring in self.rings.values():
                 yield from self._start(ring)
         self._status, self._written, self._trusted = value, value, False
@@ -225,7 +260,10 @@ class Frontend:
             yield from self.reset_queue(index)
         if self._written and self.has(ProtocolFeature.RESET_DEVICE):
             yield Call(_R.RESET_DEVICE)
-        self.features, self._refused, self._shared = 0, False, False
+        self._forget_region()
+        self.features, self._refused = 0, False
+        if not self.has(ProtocolFeature.CONFIGURE_MEM_SLOTS):
+            self._shared = []
 
     def doubt(self) -> None:
         """What we know of the status may be old: nothing was heard where something was waited for."""
@@ -277,13 +315,10 @@ class Frontend:
             yield from self._start(ring)
 
     def _describe(self, ring: Ring) -> Steps[None]:
-        if not self._shared:
-            yield self._memory_table()
-            self._shared = True
+        yield from self._share_memory()
         queue = ring.queue
         yield _state(_R.SET_VRING_NUM, queue.index, queue.size)
-        # Buffers that a back-end before this one was given and did not use come first.
-        yield _state(_R.SET_VRING_BASE, queue.index, base_of(self.features, rewind(queue)))
+        yield _state(_R.SET_VRING_BASE, queue.index, base_of(self.features, self._position(queue)))
         places = vhost_vring_addr.encode(
             index=queue.index,
             desc_user_addr=queue.descriptor_area,
@@ -291,18 +326,40 @@ class Frontend:
             used_user_addr=queue.device_area,
         )
         yield Call(_R.SET_VRING_ADDR, places)
+        if self.inband:
+            return
         yield _number(_R.SET_VRING_CALL, queue.index, self.events.call)
         yield _number(_R.SET_VRING_ERR, queue.index, self.events.err)
 
-    def _memory_table(self) -> Call:
-        fd, address, size = self.share
-        region = {"guest_phys_addr": address, "memory_size": size, "userspace_addr": address, "mmap_offset": 0}
-        return Call(_R.SET_MEM_TABLE, VhostUserMemory(1).encode(nregions=1, regions=[region]), (fd,))
+    def _position(self, queue: DriverQueue) -> QueueState:
+        """Where a device is told to begin."""
+        if self.kept is None or not self.kept.covers(queue.index, queue.size):
+            # Buffers that a back-end before this one was given and did not use come first.
+            return rewind(queue)
+        # The region tells what was used and what is inflight. Where it is young, nothing is.
+        state = queue.state
+        if queue.layout == "packed":
+            return QueueState(state.next_used, state.next_used, state.used_wrap, state.used_wrap)
+        used = int.from_bytes(queue.memory.read(queue.device_area + USED_INDEX_OFFSET, 2), "little")
+        return QueueState(used, used)
 
     def _start(self, ring: Ring) -> Steps[None]:
-        yield _number(_R.SET_VRING_KICK, ring.queue.index, ring.kick)
+        index = ring.queue.index
+        if not self.inband:
+            yield _number(_R.SET_VRING_KICK, index, ring.kick)
         if self.offered >> F_PROTOCOL_FEATURES & 1:
-            yield _state(_R.SET_VRING_ENABLE, ring.queue.index, 1)
+            yield _state(_R.SET_VRING_ENABLE, index, 1)
+        if self.inband:
+            yield from self.kick(index)
+
+    @property
+    def inband(self) -> bool:
+        """Whether notifications are messages."""
+        return self.has(ProtocolFeature.INBAND_NOTIFICATIONS)
+
+    def kick(self, index: int) -> Steps[None]:
+        """An available buffer notification as a message."""
+        yield _state(_R.VRING_KICK, index, 0)
 
     def reset_queue(self, index: int) -> Steps[None]:
         """Stops a ring; the answer means that the back-end touches it no more. Raises UsageError if it is not ours."""
@@ -314,10 +371,67 @@ class Frontend:
         if stopped.index != index:
             raise MessageError(f"it is about ring {stopped.index}, not {index}", where="GET_VRING_BASE")
         del self.rings[index]
+        if self.kept is not None:
+            self.kept.forget(index)
+
+    # Inflight tracking
+
+    def _track(self) -> Steps[None]:
+        """Sees to it that rings about to start are accounted for, in the region that we have if there is one."""
+        if not self.has(ProtocolFeature.INFLIGHT_SHMFD) or not self.rings:
+            return
+        if self.kept is None:
+            most = max(self.queue_size, *(ring.queue.size for ring in self.rings.values()))
+            asked = VhostUserInflight.encode(num_queues=max(self.rings) + 1, queue_size=most)
+            answer, fds = yield Call(_R.GET_INFLIGHT_FD, asked, takes=1)
+            self.kept = Kept.of(VhostUserInflight.decode(asked), answer, fds)
+        if self.kept is not None:
+            yield Call(_R.SET_INFLIGHT_FD, self.kept.payload(), (self.kept.fd,))
+
+    def _forget_region(self) -> None:
+        kept, self.kept = self.kept, None
+        if kept is not None:
+            kept.close()
+
+    def close(self) -> None:
+        """Lets go of what back-ends have sent."""
+        self._forget_region()
+
+    # Memory
+
+    def _share_memory(self) -> Steps[None]:
+        if self.has(ProtocolFeature.CONFIGURE_MEM_SLOTS):
+            for share in self.shares:
+                if share not in self._shared:
+                    yield _region(_R.ADD_MEM_REG, share, share.fd)
+                    self._shared.append(share)
+        elif self._shared != self.shares:
+            regions = [_fields(share) for share in self.shares]
+            table = VhostUserMemory(len(regions)).encode(nregions=len(regions), regions=regions)
+            yield Call(_R.SET_MEM_TABLE, table, tuple(share.fd for share in self.shares))
+            self._shared = list(self.shares)
+
+    def add_share(self, share: Share) -> Steps[None]:
+        """More memory, under running rings if need be. Raises UsageError if the back-end has no slot for it."""
+        # It may be here already: what a back-end that died was told is told again.
+        if share not in self.shares:
+            if len(self.shares) >= self.mem_slots:
+                raise UsageError(f"the back-end takes {self.mem_slots} pieces of memory")
+            self.shares.append(share)
+        yield from self._share_memory()
+
+    def remove_share(self, share: Share) -> Steps[None]:
+        """Takes memory back that was added; nothing of it may be in use."""
+        self.shares = [other for other in self.shares if other != share]
+        if not self.has(ProtocolFeature.CONFIGURE_MEM_SLOTS):
+            yield from self._share_memory()
+        elif share in self._shared:
+            self._shared.remove(share)
+            yield _region(_R.REM_MEM_REG, share)
 
     def resume(self) -> Steps[None]:
-        """After `open` on a new connection: everything as it was on the old one, and every buffer that is outstanding
-        offered again. Raises NegotiationError if the new back-end cannot do what the old one did."""
+        """After `open` on a new connection: everything as it was on the old one, with every buffer that is outstanding
+        inflight still, or offered again. Raises NegotiationError if the new back-end cannot do what the old one did."""
         if lacking := self.features & ~self.device_features:
             raise NegotiationError(f"features {lacking:#x} were negotiated and are not offered any more")
         status, self._written = self._written, 0
@@ -346,13 +460,31 @@ class Frontend:
     def notice(self, message: Message) -> bytes | None:
         """Takes a request from the channel; the bytes of the answer, or None. Raises MessageError for any that was not
         agreed on."""
-        if message.request != BackendRequest.CONFIG_CHANGE_MSG or not self.has(ProtocolFeature.CONFIG):
+        heard = _NOTICES.get(message.request)
+        needs = BACKEND_MESSAGES[BackendRequest(message.request)].needs if heard is not None else None
+        if heard is None or needs is None or not self.protocol >> needs & 1:
             raise MessageError(f"request {message.request} of the back-end was not agreed on")
-        name = BackendRequest.CONFIG_CHANGE_MSG.name
-        decode_payload(name, BACKEND_MESSAGES[BackendRequest.CONFIG_CHANGE_MSG], message.payload)
-        self.config_changes += 1
-        self.doubt()
+        request = BackendRequest(message.request)
+        decode_payload(request.name, BACKEND_MESSAGES[request], message.payload)
+        heard(self)
         return message.reply(u64.encode(u64=0)) if message.need_reply else None
+
+
+def _changed(frontend: Frontend) -> None:
+    frontend.config_changes += 1
+    frontend.doubt()
+
+
+def _called(frontend: Frontend) -> None:
+    frontend.calls += 1
+
+
+_NOTICES: Final[dict[int, Callable[[Frontend], None]]] = {
+    BackendRequest.CONFIG_CHANGE_MSG: _changed,
+    BackendRequest.VRING_CALL: _called,
+    BackendRequest.VRING_ERR: Frontend.broken,
+}
+"""What is done about a request of the back-end's. Which ring it is about does not matter: all are looked at."""
 
 
 def check_reply(call: Call, message: Message) -> Message:
@@ -364,6 +496,15 @@ def check_reply(call: Call, message: Message) -> Message:
 
 def _number(request: FrontendRequest, value: int, *fds: int, lenient: bool = False) -> Call:
     return Call(request, u64.encode(u64=value), fds, lenient)
+
+
+def _fields(share: Share) -> dict[str, int]:
+    address, size = share.address, share.size
+    return {"guest_phys_addr": address, "memory_size": size, "userspace_addr": address, "mmap_offset": 0}
+
+
+def _region(request: FrontendRequest, share: Share, *fds: int) -> Call:
+    return Call(request, VhostUserMemRegMsg.encode(region=_fields(share)), fds)
 
 
 def _state(request: FrontendRequest, index: int, num: int) -> Call:

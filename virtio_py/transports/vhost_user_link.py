@@ -1,4 +1,4 @@
-"""One socket of a vhost-user front-end: whole messages in and out, each in bounded time, and no descriptor taken in."""
+"""One socket of a vhost-user front-end: whole messages in and out, each in bounded time, and no descriptor unasked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import select
 import socket
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import Final
 
@@ -19,10 +19,15 @@ from virtio_py.transports.vhost_user_messages import MAX_FDS, Assembler, Message
 @define(eq=False)
 class Link:
     """A connected UNIX stream socket. Raises Disconnected when the other end is gone, MessageError for what is no
-    message, TransportError when something does not happen in time."""
+    message, TransportError when something does not happen in time.
+
+    allowed: how many descriptors may come in with what is received next; more, or unasked, are closed and an error.
+    """
 
     socket: Final[socket.socket]
+    allowed: int = field(init=False, default=0)
     _assembler: Assembler = field(init=False, factory=Assembler)
+    _taken: list[int] = field(init=False, factory=list)
 
     def __attrs_post_init__(self) -> None:
         self.socket.setblocking(False)
@@ -32,8 +37,15 @@ class Link:
         return self.socket.fileno()
 
     def close(self) -> None:
-        """Closes the socket."""
+        """Closes the socket, and descriptors that came in and nobody took."""
         self.socket.close()
+        for fd in self.take():
+            os.close(fd)
+
+    def take(self) -> list[int]:
+        """The descriptors that came in since this was last asked. They are the caller's."""
+        taken, self._taken = self._taken, []
+        return taken
 
     def send(self, data: bytes, fds: Sequence[int], timeout: float) -> None:
         """Sends a message, with descriptors beside its first byte."""
@@ -69,19 +81,22 @@ class Link:
             return b""
         except OSError as error:
             raise Disconnected(f"the connection is lost: {error.strerror}") from error
-        if ancillary or flags & socket.MSG_CTRUNC:
-            _close_all(ancillary)
+        came = list(_descriptors(ancillary))
+        self._taken += came
+        self.allowed -= len(came)
+        if self.allowed < 0 or flags & socket.MSG_CTRUNC:
+            for fd in self.take():
+                os.close(fd)
             raise MessageError("a message of the back-end comes with descriptors that nobody asked for")
         if not data:
             raise Disconnected("the back-end has left" + ("" if self._assembler.idle else " within a message"))
         return data
 
 
-def _close_all(ancillary: Sequence[tuple[int, int, bytes]]) -> None:
+def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> Iterator[int]:
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            for fd in array("i", content[: len(content) // 4 * 4]):
-                os.close(fd)
+            yield from array("i", content[: len(content) // 4 * 4])
 
 
 def ready(fd: int, events: int, timeout: float) -> bool:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from virtio_py.errors import MessageError
-from virtio_py.spec import mask
+from virtio_py.spec import Feature, mask
+from virtio_py.transports.vhost_user_inflight import map_region, region_size
 from virtio_py.transports.vhost_user_iotlb import use_memory
 from virtio_py.transports.vhost_user_memory import MAX_MEM_SLOTS, MemoryTable
 from virtio_py.transports.vhost_user_messages import (
@@ -21,6 +22,7 @@ from virtio_py.transports.vhost_user_messages import (
     FrontendRequest,
     ProtocolFeature,
     VhostUserConfig,
+    VhostUserInflight,
     VhostUserShMemConfig,
     u64,
     vhost_vring_state,
@@ -214,6 +216,26 @@ def _ring_and_fd(session: Session, value: int, fds: list[int]) -> tuple[Vring, i
     return ring, fds[0] if fds else None
 
 
+# Inflight tracking
+
+
+def get_inflight_fd(session: Session, value: Any, fds: list[int]) -> bytes:
+    # A front-end that asks before it sets features gets what is enough for either layout.
+    size = region_size(not session.features or _is_packed(session), value, len(session.rings))
+    session.shell.lend(size)
+    return VhostUserInflight.encode(mmap_size=size, num_queues=value.num_queues, queue_size=value.queue_size)
+
+
+def set_inflight_fd(session: Session, value: Any, fds: list[int]) -> None:
+    if len(fds) != 1:
+        raise MessageError("an inflight region comes with one descriptor")
+    session.inflight.replace(map_region(_is_packed(session), value, len(session.rings), fds[0], session.shell))
+
+
+def _is_packed(session: Session) -> bool:
+    return bool(session.features >> Feature.RING_PACKED & 1)
+
+
 # Configuration space, and the channel for our requests
 
 
@@ -260,6 +282,8 @@ HANDLERS: Final[dict[FrontendRequest, Handler]] = {
     _R.SET_VRING_ENABLE: set_vring_enable,
     _R.SET_BACKEND_REQ_FD: set_backend_req_fd,
     _R.IOTLB_MSG: iotlb_msg,
+    _R.GET_INFLIGHT_FD: get_inflight_fd,
+    _R.SET_INFLIGHT_FD: set_inflight_fd,
     _R.GET_CONFIG: get_config,
     _R.SET_CONFIG: set_config,
     _R.RESET_DEVICE: reset_device,

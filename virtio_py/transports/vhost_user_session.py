@@ -20,6 +20,7 @@ from virtio_py.memory import GuestMemory
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.spec import DeviceStatus, Feature, bit, mask
 from virtio_py.status import RING_FEATURES
+from virtio_py.transports.vhost_user_inflight import Inflight, Sealed
 from virtio_py.transports.vhost_user_iotlb import Iotlb, forget_when_idle, missed, use_memory
 from virtio_py.transports.vhost_user_memory import Mapper, MemoryTable
 from virtio_py.transports.vhost_user_messages import (
@@ -38,6 +39,7 @@ PROTOCOL_FEATURES: Final = mask(
     ProtocolFeature.REPLY_ACK,
     ProtocolFeature.BACKEND_REQ,
     ProtocolFeature.CONFIG,
+    ProtocolFeature.INFLIGHT_SHMFD,
     ProtocolFeature.RESET_DEVICE,
     ProtocolFeature.CONFIGURE_MEM_SLOTS,
     ProtocolFeature.STATUS,
@@ -51,7 +53,7 @@ _NOT_VIRTIO: Final = mask(F_LOG_ALL, F_PROTOCOL_FEATURES)
 _NEGOTIATED: Final = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FEATURES_OK
 
 
-class Shell(Mapper, Protocol):
+class Shell(Mapper, Sealed, Protocol):
     """What the protocol needs from the world. None of these may block."""
 
     def close(self, fd: int) -> None:
@@ -83,6 +85,10 @@ class Shell(Mapper, Protocol):
     def transferred(self) -> bytes | None:
         """The state, if all of it was moved by now, else None. Either way there is nothing more to be moved."""
 
+    def lend(self, size: int) -> None:
+        """Sends a new sealed file of so many zero bytes beside the reply that is about to be made. Raises MessageError
+        if there is none to be had."""
+
     def log(self, line: str) -> None:
         """One line for whoever looks after the back-end."""
 
@@ -106,6 +112,7 @@ class Session:
     rings: list[Vring] = field(init=False)
     table: MemoryTable = field(init=False, factory=MemoryTable)
     iotlb: Iotlb = field(init=False, factory=Iotlb)
+    inflight: Inflight = field(init=False, factory=Inflight)
     features: int = field(init=False, default=0)
     protocol: int = field(init=False, default=0)
     channel: int | None = field(init=False, default=None)
@@ -161,6 +168,7 @@ class Session:
         for ring in self.rings:
             self.halt(ring)
             ring.forget()
+        self.inflight.forget()
         self._anew = True
         if self.end.read_status() & (DeviceStatus.FEATURES_OK | DeviceStatus.DEVICE_NEEDS_RESET):
             self.end.reset()
@@ -187,6 +195,7 @@ class Session:
         """What the driver must have done before it set up rings (3.1.1), where no status message tells: a device that
         begins anew is reset and given the features, so that its configuration is what the driver is to see."""
         self.end.reset()
+        self.inflight.forget()
         for ring in self.rings:
             ring.active = False
         self.end.write_status(DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER)
@@ -225,11 +234,16 @@ class Session:
         config.driver_area = self._address(ring.addresses.avail_user_addr)
         config.device_area = self._address(ring.addresses.used_user_addr)
         config.state = ring.position(self.end.features, self._used_index(config.device_area))
+        if ring.left not in (None, ring.base):
+            self.inflight.forget(ring.index)
+        self.inflight.attach(config, self.end.features, self.end.memory)
         self.end.enable_queue(ring.index)
         ring.active, ring.suspended = True, False
         self.loaded = None
-        # There may be buffers from before, for which no kick will come.
+        # There may be buffers from before, for which no kick will come; and used ones, of which nobody has told.
         self.due(ring.index)
+        if config.tracker is not None and (queue := self.end.active_queue(ring.index)):
+            queue.remind()
         if self._config_news:
             self.configuration_change()
 
@@ -329,6 +343,8 @@ class Session:
 
     def close(self) -> None:
         """The front-end is gone: resets the device, closes every descriptor, lets go of the memory."""
+        # It may come back, with what was inflight: that is not to be forgotten, as it is when a driver resets.
+        self.inflight.replace(None)
         self.restart()
         self.end.reset()
         self.end.replace_memory(GuestMemory(()))

@@ -1,8 +1,8 @@
 """The state of a device goes from one back-end to another (DEVICE_STATE): what a driver has set by requests.
 
-Rings travel in GET_VRING_BASE and SET_VRING_BASE, memory is the front-end's. What is left are the device's own words,
-`Device.save_state`, under a head that says whose they are. The front-end moves the bytes from the one to the other and
-may do with them as it likes, so that the head and all behind it are judged like a driver's requests.
+Rings travel in GET_VRING_BASE and SET_VRING_BASE, memory is the front-end's. What is left are the parts of the device's
+own type (2.13, `Device.parts`), under a head that says whose they are. The front-end moves the bytes from the one to
+the other and may do with them as it likes, so that the head and all behind it are judged before they are of use.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from construct import Bytes, Int16ul, Int32ul, Int64ul, Struct
 
+from virtio_py.device import Device
 from virtio_py.errors import MessageError, PeerError
 from virtio_py.records import Record
 from virtio_py.spec import DeviceStatus
@@ -37,7 +38,12 @@ state_head = Record(
     ),
     cite="this package's own",
 )
-"""In front of a device's state: `length` bytes follow, of a device with these features negotiated."""
+"""In front of a device's state: `length` bytes of parts follow, of a device with these features negotiated."""
+
+part_head = Record(
+    "part_head", Struct("type" / Int16ul, "selector" / Bytes(8), "length" / Int32ul), cite="this package's own"
+)
+"""In front of a part's value of `length` bytes."""
 
 _NEGOTIATED: Final = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FEATURES_OK
 
@@ -54,7 +60,7 @@ STOPPED: Final = 0
 
 
 class State(NamedTuple):
-    """A device's words, and the features that were negotiated; 0 for none, and then no words."""
+    """A device's parts as bytes, and the features that were negotiated; 0 for none, and then no parts."""
 
     features: int
     words: bytes
@@ -112,7 +118,28 @@ def _save(session: Session) -> State:
         return session.loaded
     end = session.end
     settled = end.read_status() & DeviceStatus.FEATURES_OK
-    return State(end.features, session.device.save_state()) if settled else State(0, b"")
+    return State(end.features, encode_parts(session.device)) if settled else State(0, b"")
+
+
+def encode_parts(device: Device) -> bytes:
+    """What a driver has made of a device."""
+    parts = device.parts().items()
+    return b"".join(part_head.encode(type=t, selector=s, length=len(value)) + value for (t, s), value in parts)
+
+
+def set_parts(device: Device, words: bytes) -> None:
+    """Makes the same of a device that was just negotiated. Raises PeerError for what it does not take."""
+    at = 0
+    while at < len(words):
+        if len(words) - at < part_head.size:
+            raise MessageError("the head of a part ends early")
+        head = part_head.decode(words, at)
+        at += part_head.size
+        value = words[at : at + head.length]
+        if len(value) != head.length or not device.takes_part(head.type, head.selector, value):
+            raise MessageError(f"the device does not take part {head.type:#x} with {len(value)} of {head.length} bytes")
+        device.set_part(head.type, head.selector, value)
+        at += head.length
 
 
 def check(session: Session, value: Any, fds: list[int]) -> bytes:
@@ -146,7 +173,7 @@ def _take_over(session: Session, state: State) -> None:
         end.write_status(_NEGOTIATED)
         if not end.read_status() & DeviceStatus.FEATURES_OK:
             raise MessageError(f"a state with features {state.features:#x}, which cannot be served")
-        session.device.load_state(state.words)
+        set_parts(session.device, state.words)
     finally:
         end.reset()
     session.loaded = state
@@ -161,4 +188,4 @@ def go_on(session: Session) -> None:
         session.shell.log(f"a state with features {state.features:#x} is of no use with {session.end.features:#x}")
         session.loaded = None
         return
-    session.device.load_state(state.words)
+    set_parts(session.device, state.words)

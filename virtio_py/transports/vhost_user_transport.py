@@ -9,8 +9,9 @@ What is handed out stays shared with a back-end that may be hostile. The memory 
 shorter under our mapping; no event is read or signalled in a way that could wait; every answer has its time.
 
 A back-end that has gone is Disconnected, in whatever verb finds out, `wait` at the latest. `reconnect` then goes on
-with another one: it is offered the buffers again that are outstanding, and no buffer is lost, though one may be served
-twice. With `patience` that happens by itself, and a driver sees nothing but a pause.
+with another one, and no buffer is lost. Where both keep account of what is inflight, the next one is told what the last
+one had; elsewhere it is offered all buffers again that are outstanding, and one may be served twice. With `patience`
+that happens by itself, and a driver sees nothing but a pause.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from virtio_py.rings.queue import DriverQueue
 from virtio_py.spec import DeviceStatus
 from virtio_py.transports.vhost_user_frontend import (
     MAX_RINGS,
+    PROTOCOL_WANTED,
     Call,
     Events,
     Frontend,
@@ -42,7 +44,7 @@ from virtio_py.transports.vhost_user_frontend import (
     check_reply,
 )
 from virtio_py.transports.vhost_user_link import Link, ready
-from virtio_py.transports.vhost_user_messages import Message
+from virtio_py.transports.vhost_user_messages import Message, ProtocolFeature
 
 MEMORY_START: Final = 0x10000
 """The guest address of the shared memory. Not 0: an address of 0 should be a fault."""
@@ -59,7 +61,8 @@ class VhostUserTransport(Transport):
     device_id: the device type, which vhost-user does not tell; num_queues: how many queues to suppose where it does
     not tell that either; max_queue_size: descriptors, likewise; memory_size: bytes of the arena;
     timeout: seconds for each answer; patience: seconds to look for a back-end that has gone, before Disconnected is
-    raised. Raises UsageError where the system is not Linux, OSError if nobody listens, and as a verb does.
+    raised; inband: notifications are messages, if the back-end can. Raises UsageError where the system is not Linux,
+    OSError if nobody listens, and as a verb does.
 
     `close` gives back everything but the mapping, which ends with the last view of the arena.
     """
@@ -74,6 +77,7 @@ class VhostUserTransport(Transport):
         memory_size: int = 16 << 20,
         timeout: float = 10.0,
         patience: float = 0.0,
+        inband: bool = False,
     ) -> None:
         if sys.platform != "linux":
             raise UsageError(f"vhost-user needs Linux (memfd, eventfd), not {sys.platform}")
@@ -87,12 +91,16 @@ class VhostUserTransport(Transport):
         self._channel: Link | None = None
         self._link: Link | None = None
         self._whole = False
+        self._heard = 0
+        self._files: dict[int, int] = {}
         with ExitStack() as undo:
             undo.callback(self.close)
             self._held = ExitStack()
             self._call, self._err = self._event(), self._event()
-            share = self._share(memory_size)
-            self._frontend = Frontend(share, Events(self._call, self._err))
+            share, self._arena = self._share(memory_size, MEMORY_START)
+            wanted = PROTOCOL_WANTED | inband << ProtocolFeature.INBAND_NOTIFICATIONS
+            self._frontend = Frontend(share, Events(self._call, self._err), wanted, max_queue_size)
+            self._held.callback(self._frontend.close)
             self._connect(monotonic())
             undo.pop_all()
 
@@ -103,13 +111,14 @@ class VhostUserTransport(Transport):
         self._held.callback(os.close, fd)
         return fd
 
-    def _share(self, size: int) -> Share:
+    def _share(self, size: int, address: int) -> tuple[Share, Arena]:
         size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        fd = self._holding(os.memfd_create("virtio-py", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+        fd = os.memfd_create("virtio-py", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._files[address] = fd
         os.ftruncate(fd, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-        self._arena = Arena(GuestMemory([Region(MEMORY_START, memoryview(mmap.mmap(fd, size)))]))
-        return Share(fd, MEMORY_START, size)
+        arena = Arena(GuestMemory([Region(address, memoryview(mmap.mmap(fd, size)))]))
+        return Share(fd, address, size), arena
 
     # The connection
 
@@ -160,7 +169,7 @@ class VhostUserTransport(Transport):
             except Disconnected:
                 if monotonic() > deadline:
                     raise
-        # What those before us were told they may not have read.
+        # What those before us were told they may not have read. In band, each ring was started with a message.
         for index in self._frontend.rings:
             _signal(self._kicks[index])
 
@@ -169,6 +178,8 @@ class VhostUserTransport(Transport):
         self._hang_up()
         self._held.close()
         self._kicks.clear()
+        while self._files:
+            os.close(self._files.popitem()[1])
 
     # Conversation
 
@@ -199,8 +210,10 @@ class VhostUserTransport(Transport):
         frontend = self._frontend
         with self._in_step() as link:
             link.send(frontend.outgoing(call), call.fds, self._timeout)
+            link.allowed = call.takes
             message = check_reply(call, self._await_reply(link, call)) if frontend.awaits(call) else None
-        return frontend.answer(call, message) if message is not None else 0
+        value = frontend.answer(call, message) if message is not None else 0
+        return (value, link.take()) if call.takes else value
 
     def _await_reply(self, link: Link, call: Call) -> Message:
         deadline = monotonic() + self._timeout
@@ -255,6 +268,9 @@ class VhostUserTransport(Transport):
 
     def _wait(self, timeout: float) -> None:
         with self._in_step() as link:
+            heard, self._heard = self._heard, self._frontend.calls
+            if heard != self._heard:
+                return
             found = self._poll(timeout, link, self._channel, self._call, self._err)
             if not found:
                 self._frontend.doubt()
@@ -281,10 +297,13 @@ class VhostUserTransport(Transport):
         return self.config_notifications
 
     def available_buffer(self, index: int, data: int) -> None:
-        """Signals the kick descriptor of a queue; nothing else fits into it."""
+        """Signals the kick descriptor of a queue, or sends VRING_KICK; nothing else fits into either."""
         if index not in self._kicks:
             raise UsageError(f"queue {index} is not enabled")
-        _signal(self._kicks[index])
+        if self._frontend.inband:
+            self._run(lambda: self._frontend.kick(index))
+        else:
+            _signal(self._kicks[index])
 
     # Verbs
 
@@ -292,6 +311,24 @@ class VhostUserTransport(Transport):
     def arena(self) -> Arena:
         """The shared memory."""
         return self._arena
+
+    def add_memory(self, size: int) -> Arena:
+        """More shared memory, of so many bytes, behind what there is: buffers may lie there, rings do not. Raises
+        UsageError if the back-end has no slot for it."""
+        last = max(self._frontend.shares, key=lambda share: share.address)
+        # A page between two pieces: a buffer that runs over the end of one is a fault.
+        share, arena = self._share(size, last.address + last.size + mmap.PAGESIZE)
+        self._run(lambda: self._frontend.add_share(share))
+        return arena
+
+    def remove_memory(self, arena: Arena) -> None:
+        """Takes back what `add_memory` gave. Raises UsageError if it did not."""
+        start = arena.memory.regions[0].start
+        found = [share for share in self._frontend.shares[1:] if share.address == start]
+        if not found:
+            raise UsageError(f"no memory was added at {start:#x}")
+        self._run(lambda: self._frontend.remove_share(found[0]))
+        os.close(self._files.pop(start))
 
     @property
     def device_id(self) -> int:

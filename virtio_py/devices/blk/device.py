@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Final
 from attrs import Attribute, define, field, validators
 
 from virtio_py.device import Device, DeviceEnd, QueueSpec
-from virtio_py.devices.blk import state as saved
 from virtio_py.devices.blk.layout import (
     CONFIG_FIELDS,
     ID_BYTES,
@@ -30,6 +29,7 @@ from virtio_py.devices.blk.layout import (
 )
 from virtio_py.devices.blk.media import Medium
 from virtio_py.devices.blk.requests import REQUESTS, Lifetime
+from virtio_py.devices.blk.zone_parts import ZONES_PART, adopt_zones, least_zones_value, zones_value
 from virtio_py.devices.blk.zone_requests import ZONE_REQUESTS, check_zones, is_host_managed
 from virtio_py.devices.blk.zones import Zones
 from virtio_py.errors import RequestError, UsageError
@@ -55,6 +55,8 @@ ALL_FEATURES: Final = mask(
 """What this device can offer: all but the legacy bits. VIRTIO_BLK_F_ZONED is offered by having zones."""
 
 _WRITEBACK: Final = virtio_blk_config.offset("writeback")
+WRITEBACK_PART: Final = (0x200, bytes(8))
+"""Type and selector of our own device part: `writeback`."""
 
 
 def _check_serial(device: BlkDevice, attribute: Attribute[bytes], value: bytes) -> None:
@@ -260,6 +262,25 @@ class BlkDevice(Device):
             return not self._cached
         return bool(self.offered_features() & bit(BlkFeature.FLUSH)) and not self.has(BlkFeature.FLUSH)
 
+    def parts(self) -> Mapping[tuple[int, bytes], bytes]:
+        """The cache mode, where the driver can have changed it, and the zones. The specification has no parts of block
+        devices."""
+        cached = {WRITEBACK_PART: bytes([self._cached])} if self.has(BlkFeature.CONFIG_WCE) else {}
+        return cached if self.zones is None else cached | {ZONES_PART: zones_value(self.zones)}
+
+    def takes_part(self, part_type: int, selector: bytes, value: bytes) -> bool:
+        """Whether it is the cache mode, or zones that could be this disk's."""
+        if (part_type, selector) == ZONES_PART:
+            return self.zones is not None and len(value) >= least_zones_value(self.zones)
+        return (part_type, selector) == WRITEBACK_PART and value in (b"\0", b"\1")
+
+    def set_part(self, part_type: int, selector: bytes, value: bytes) -> None:
+        """Sets the cache mode, or the zones. Raises MessageError for zones that cannot be."""
+        if (part_type, selector) == WRITEBACK_PART:
+            self._cached = value != b"\0"
+        elif self.zones is not None:
+            adopt_zones(self.zones, value)
+
     def activate(self, end: DeviceEnd, features: int) -> None:
         """DRIVER_OK: from now on a change of the capacity has somebody to hear of it."""
         self._end = end
@@ -267,14 +288,6 @@ class BlkDevice(Device):
     def reset(self) -> None:
         """The cache mode is as it was made; what the medium holds is not touched."""
         self._negotiated, self._end, self._cached = 0, None, self.writeback
-
-    def save_state(self) -> bytes:
-        """The cache mode, and the zones."""
-        return saved.save(self._cached, self.zones)
-
-    def load_state(self, state: bytes) -> None:
-        """Goes on with them. Raises MessageError."""
-        self._cached = saved.load(self.zones, state)
 
     # Requests
 

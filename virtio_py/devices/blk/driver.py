@@ -237,7 +237,7 @@ class BlkDriver(Driver):
     def set_writeback(self, on: bool) -> None:
         """Chooses the cache mode. Writes that were volatile before stay so until a flush, in either mode."""
         self._need(BlkFeature.CONFIG_WCE, BlkRequest.FLUSH)
-        self.transport.write_config(virtio_blk_config.offset("writeback"), bytes([on]))
+        self.write_config_bytes(virtio_blk_config.offset("writeback"), bytes([on]))
 
     # What requests have in common
 

@@ -37,13 +37,13 @@ class Control:
     opened: Final[Callable[[ConsolePort], object]]
     active: bool = field(default=False, init=False)
     ready: bool = field(default=False, init=False)
-    _messages: dict[tuple[int, ConsoleEvent], bytes] = field(factory=dict, init=False)
+    messages: dict[tuple[int, ConsoleEvent], bytes] = field(factory=dict, init=False)
     room: deque[Chain] = field(factory=deque, init=False)
 
     def reset(self) -> None:
         """The driver is gone, with its buffers."""
         self.active = self.ready = False
-        self._messages.clear()
+        self.messages.clear()
         self.room.clear()
 
     # To the driver
@@ -56,26 +56,22 @@ class Control:
 
     def say(self, number: int, event: ConsoleEvent, value: int = 0, payload: bytes = b"") -> None:
         """Sends a message, now or when there is room for it. It takes the place of one like it that still waits."""
-        self._messages.pop((number, event), None)
+        self.messages.pop((number, event), None)
         header = virtio_console_control.encode(id=number, event=event, value=value)
-        self._messages[number, event] = header + payload
+        self.messages[number, event] = header + payload
         self._send()
 
     def _send(self) -> None:
-        while self._messages and self.room:
-            key = next(iter(self._messages))
+        while self.messages and self.room:
+            key = next(iter(self.messages))
             chain = self.room.popleft()
-            if chain.writable.remaining < len(self._messages[key]):
+            if chain.writable.remaining < len(self.messages[key]):
                 raise RequestError(
-                    f"{chain.writable.remaining} bytes for a control message of {len(self._messages[key])}",
+                    f"{chain.writable.remaining} bytes for a control message of {len(self.messages[key])}",
                     queue=chain.queue.index,
                 )
-            chain.writable.write(self._messages.pop(key))
+            chain.writable.write(self.messages.pop(key))
             chain.complete()
-
-    def waiting(self) -> list[bytes]:
-        """The messages that no buffer was there for yet, oldest first."""
-        return list(self._messages.values())
 
     def added(self, port: ConsolePort) -> None:
         """A port is there: announces it, once, to a driver that is ready."""
@@ -85,9 +81,9 @@ class Control:
 
     def removed(self, port: ConsolePort) -> None:
         """A port is gone: tells the driver, if it has heard of the port."""
-        unheard = (port.number, ConsoleEvent.DEVICE_ADD) in self._messages
+        unheard = (port.number, ConsoleEvent.DEVICE_ADD) in self.messages
         for event in set(ConsoleEvent) - {ConsoleEvent.DEVICE_REMOVE}:
-            self._messages.pop((port.number, event), None)
+            self.messages.pop((port.number, event), None)
         if port.announced and not unheard:
             self.say(port.number, ConsoleEvent.DEVICE_REMOVE)
 

@@ -25,7 +25,7 @@ from typing import ClassVar, Final
 from attrs import Attribute, define, field
 
 from virtio_py.device import Device, DeviceEnd, QueueSpec
-from virtio_py.devices.console import state as saved
+from virtio_py.devices.console import parts
 from virtio_py.devices.console.control import Control
 from virtio_py.devices.console.layout import (
     CONTROL_RECEIVEQ,
@@ -223,6 +223,18 @@ class ConsoleDevice(Device):
         if not self._control.active and 0 in self.ports:
             self.ports[0].driver_open = True
 
+    def parts(self) -> Mapping[tuple[int, bytes], bytes]:
+        """What driver and device have told each other of ports."""
+        return parts.parts_of(self._control)
+
+    def takes_part(self, part_type: int, selector: bytes, value: bytes) -> bool:
+        """Whether it is of a port that there is."""
+        return parts.takes(self._control, part_type, selector, value)
+
+    def set_part(self, part_type: int, selector: bytes, value: bytes) -> None:
+        """Sets a part that was found good."""
+        parts.restore(self._control, part_type, selector, value)
+
     def reset(self) -> None:
         """The driver has taken back its buffers. Ports and endpoints stay as they are."""
         self._end, self._features = None, 0
@@ -231,14 +243,6 @@ class ConsoleDevice(Device):
         for number, port in self.ports.items():
             port.forget()
             port.room = self._rooms[receiveq(number)]
-
-    def save_state(self) -> bytes:
-        """What has been said of the ports. A buffer of which an endpoint has taken a part is sent again as a whole."""
-        return saved.save(self._control)
-
-    def load_state(self, state: bytes) -> None:
-        """Goes on with the conversation. Raises MessageError."""
-        saved.load(self._control, state)
 
     # Chains
 

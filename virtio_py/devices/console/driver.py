@@ -89,7 +89,7 @@ class ConsoleDriver(Driver):
         if not self.transport.device_features() & bit(ConsoleFeature.EMERG_WRITE):
             raise UsageError("the device does not offer VIRTIO_CONSOLE_F_EMERG_WRITE")
         for byte in data:
-            self.transport.write_config(virtio_console_config.offset("emerg_wr"), byte.to_bytes(4, "little"))
+            self.write_config_bytes(virtio_console_config.offset("emerg_wr"), byte.to_bytes(4, "little"))
 
     # Ports
 

@@ -23,6 +23,7 @@ from virtio_py.devices.net.counters import (
 )
 from virtio_py.devices.net.filtering import ReceiveFilter
 from virtio_py.devices.net.layout import NetFeature
+from virtio_py.devices.net.parts import note
 from virtio_py.devices.net.rss import HashConfig, RssConfig, Steering
 from virtio_py.errors import RequestError
 from virtio_py.records import Record
@@ -52,6 +53,7 @@ class Controlled(Protocol):
     supported_hash_types: int
     supported_tunnel_types: int
     offloads: int
+    configured: dict[tuple[int, int], bytes]
 
     @property
     def negotiated_offloads(self) -> int:
@@ -392,21 +394,25 @@ def serve_command(device: Controlled, counts: Counts, chain: Chain) -> None:
         raise RequestError("a command has no byte for its ack")
     counts["command_num"] += 1
     data = chain.readable.read_all() if chain.readable.remaining <= MAX_DATA else b""
-    command = COMMANDS.get((data[0], data[1])) if len(data) >= virtio_net_ctrl.size else None
+    name = (data[0], data[1]) if len(data) >= virtio_net_ctrl.size else None
     # Counted before it is served: the statistics include the command that asks for them.
     counts["ok_num"] += 1
     try:
-        answer, ack = _serve(device, command, data[virtio_net_ctrl.size :]), Ack.OK
+        answer, ack = carry_out(device, name, data[virtio_net_ctrl.size :]), Ack.OK
     except Refused:
         answer, ack = b"", Ack.ERR
         counts["ok_num"] -= 1
-    _write(chain, command, answer, ack)
+    _write(chain, COMMANDS.get(name) if name is not None else None, answer, ack)
 
 
-def _serve(device: Controlled, command: Command | None, data: bytes) -> bytes:
-    if command is None or not device.features & command.any_of:
+def carry_out(device: Controlled, name: tuple[int, int] | None, data: bytes) -> bytes:
+    """Carries out a command by its class and number, and returns what it answers. Raises Refused."""
+    command = COMMANDS.get(name) if name is not None else None
+    if name is None or command is None or not device.features & command.any_of:
         raise Refused("no such command")
-    return command.serve(device, data)
+    answer = command.serve(device, data)
+    note(device.configured, name, data)
+    return answer
 
 
 def _write(chain: Chain, command: Command | None, answer: bytes, ack: Ack) -> None:

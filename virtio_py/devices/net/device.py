@@ -18,12 +18,13 @@ from typing import Any, ClassVar, Final
 from attrs import Attribute, define, field, setters, validators
 
 from virtio_py.device import Device, DeviceEnd, QueueSpec
-from virtio_py.devices.net import state as saved
-from virtio_py.devices.net.control import serve_command
+from virtio_py.devices.net import parts
+from virtio_py.devices.net.control import Refused, carry_out, serve_command
 from virtio_py.devices.net.counters import CoalescingTable, Counts, Role
 from virtio_py.devices.net.filtering import ReceiveFilter
 from virtio_py.devices.net.flow_filter import FlowTable
 from virtio_py.devices.net.flow_layout import FlowAction
+from virtio_py.devices.net.flow_objects import FlowObjects
 from virtio_py.devices.net.header import Packet
 from virtio_py.devices.net.layout import (
     CONFIG_FIELDS,
@@ -57,6 +58,7 @@ from virtio_py.devices.net.segmentation import fit
 from virtio_py.devices.net.transmission import count_sent, read_packet
 from virtio_py.devices.net.tunnels import ALL_TUNNEL_TYPES
 from virtio_py.errors import MessageError, RequestError, UsageError
+from virtio_py.resources import Capability, ResourceType
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
 from virtio_py.spec import DeviceId, bit, mask
@@ -140,8 +142,10 @@ class NetDevice(Device):
     filter: ReceiveFilter = field(init=False, factory=ReceiveFilter)
     steering: Steering = field(init=False, factory=Steering)
     coalescing: CoalescingTable = field(init=False, factory=CoalescingTable)
+    configured: dict[tuple[int, int], bytes] = field(init=False, factory=dict)
     reception: Reception = field(init=False, factory=Reception)
     flows: FlowTable = field(init=False, factory=FlowTable)
+    _flow_objects: FlowObjects = field(init=False)
     _announcing: bool = field(default=False, init=False)
     _own_mac: bytes | None = field(init=False)
     _end: DeviceEnd | None = field(default=None, init=False)
@@ -153,6 +157,7 @@ class NetDevice(Device):
         if self.pairs > 1 and not self.offered_features() & mask(_F.MQ, _F.RSS):
             raise UsageError("more than one pair of queues takes VIRTIO_NET_F_MQ or VIRTIO_NET_F_RSS")
         self._own_mac = self.mac
+        self._flow_objects = FlowObjects(self.flows)
         self.port.attach(self.receive)
         # A value that its field cannot hold is to be refused here, not when a driver comes and reads.
         self.read_config()
@@ -272,6 +277,7 @@ class NetDevice(Device):
         self.offloads = self.negotiated_offloads
         self.reception = Reception(features)
         self.flows = FlowTable([index for index in range(2 * self.pairs) if self.role(index) == Role.RX])
+        self._flow_objects = FlowObjects(self.flows)
         vlans: set[int] | None = set() if self.has(_F.CTRL_VLAN) else None
         # A driver that was not given the address has one of its own, of which it may never tell.
         mac = self._own_mac if self.has(_F.MAC) else None
@@ -288,16 +294,10 @@ class NetDevice(Device):
         self._own_mac = self.mac
         self.filter, self.steering, self.coalescing = ReceiveFilter(), Steering(), CoalescingTable()
         self.reception, self.flows = Reception(), FlowTable()
+        self._flow_objects = FlowObjects(self.flows)
+        self.configured.clear()
         self._counts.clear()
         self.port.reset()
-
-    def save_state(self) -> bytes:
-        """What the driver has asked for on its control queue."""
-        return saved.save(self, self.mac)
-
-    def load_state(self, state: bytes) -> None:
-        """Goes on with that. Raises MessageError."""
-        saved.load(self, state)
 
     # What the host has to say
 
@@ -321,6 +321,30 @@ class NetDevice(Device):
             raise MessageError(f"{mac.hex(':')} is not the address of a station")
         if self.link_up:
             self.port.send(Packet(rarp_request(mac)))
+
+    def parts(self) -> Mapping[tuple[int, bytes], bytes]:
+        """What the driver has configured by control commands."""
+        return parts.parts_of(self.configured, self.filter.vlans)
+
+    def takes_part(self, part_type: int, selector: bytes, value: bytes) -> bool:
+        """Whether it is the configuration that a control command makes."""
+        return parts.takes(part_type, selector, value)
+
+    def set_part(self, part_type: int, selector: bytes, value: bytes) -> None:
+        """Makes the configuration anew. Raises PeerError if the negotiated features do not go with it."""
+        for command, data in parts.commands_of(selector, value):
+            try:
+                carry_out(self, command, data)
+            except Refused as refused:
+                raise RequestError(f"a part that cannot be set: {refused}") from refused
+
+    def capabilities(self) -> Mapping[int, Capability]:
+        """Those of flow filters."""
+        return self._flow_objects.capabilities()
+
+    def resource_types(self) -> Mapping[int, ResourceType]:
+        """Those of flow filters."""
+        return self._flow_objects.resource_types()
 
     def queue_reset(self, index: int) -> None:
         """The buffers kept of a queue are the driver's again."""

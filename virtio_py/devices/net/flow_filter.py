@@ -3,14 +3,14 @@
 A rule says what to do with packets in whose headers, seen through the masks of a classifier, the bytes of a key are
 found. Rules are tried group by group, in the order of priority, the highest first; the first that matches decides.
 
-The objects arrive by administration commands; `FlowTable` is what these commands act upon, whatever carries them.
+The objects arrive by administration commands; `FlowTable` is what these commands act upon, by way of `flow_objects`.
 Where text and clauses differ, the clauses rule: `last_rule_priority` itself is not to be used. But EtherType is bytes
 12 and 13 of a frame, not 13 and 14, and ESP may be a third selector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,31 +18,26 @@ from attrs import define, field
 
 from virtio_py.devices.net.flow_layout import (
     ALL_SELECTORS,
-    FF_ACTION_CAP,
-    FF_RESOURCE_CAP,
-    FF_SELECTOR_CAP,
     NEXT,
     PARTIAL_MASK,
     POINTED,
     POINTER,
     SELECTOR_BYTES,
-    AdminStatus,
     FlowAction,
     FlowLimits,
     FlowObject,
     FlowRule,
-    ResourceRefused,
     Selector,
     SelectorType,
     decode_head,
     decode_selectors,
-    encode_actions,
     encode_selectors,
     is_whole,
     virtio_net_resource_obj_ff_group,
     virtio_net_resource_obj_ff_rule,
 )
 from virtio_py.devices.net.parsing import TCP, UDP, Network
+from virtio_py.resources import AdminStatus, Refused, padded
 
 
 @define
@@ -58,40 +53,40 @@ class FlowTable:
     rules: dict[int, FlowRule] = field(factory=dict)
     _ordered: list[FlowRule] = field(factory=list, init=False)
 
-    def capability(self, number: int) -> bytes:
-        """The data of one of the three capabilities. Raises ResourceRefused for another."""
-        data: dict[int, Callable[[], bytes]] = {
-            FF_RESOURCE_CAP: self.limits.encode,
-            FF_SELECTOR_CAP: lambda: encode_selectors(self.selectors),
-            FF_ACTION_CAP: lambda: encode_actions(self.actions),
-        }
-        if number not in data:
-            raise ResourceRefused(AdminStatus.ENXIO, f"no capability {number:#x}")
-        return data[number]()
-
     def create(self, kind: FlowObject, ident: int, data: bytes) -> None:
-        """VIRTIO_ADMIN_CMD_RESOURCE_OBJ_CREATE. Raises ResourceRefused."""
+        """VIRTIO_ADMIN_CMD_RESOURCE_OBJ_CREATE. Raises Refused."""
         if ident in self._objects(kind):
-            raise ResourceRefused(AdminStatus.EINVAL, f"{kind.name} {ident} exists")
+            raise Refused(AdminStatus.EEXIST, f"{kind.name} {ident} exists")
         {FlowObject.GROUP: self._group, FlowObject.CLASSIFIER: self._classifier, FlowObject.RULE: self._rule}[kind](
             ident, data
         )
         self._order()
 
     def destroy(self, kind: FlowObject, ident: int) -> None:
-        """VIRTIO_ADMIN_CMD_RESOURCE_OBJ_DESTROY. Raises ResourceRefused."""
+        """VIRTIO_ADMIN_CMD_RESOURCE_OBJ_DESTROY. Raises Refused."""
         objects = self._objects(kind)
         if ident not in objects:
-            raise ResourceRefused(AdminStatus.ENXIO, f"no {kind.name} {ident}")
+            raise Refused(AdminStatus.ENXIO, f"no {kind.name} {ident}")
         if kind != FlowObject.RULE and any(self._depends(rule, kind) == ident for rule in self.rules.values()):
-            raise ResourceRefused(AdminStatus.EBUSY, f"{kind.name} {ident} has rules")
+            raise Refused(AdminStatus.EBUSY, f"{kind.name} {ident} has rules")
         del objects[ident]
         self._order()
 
+    def modify(self, kind: FlowObject, ident: int, data: bytes) -> None:
+        """VIRTIO_ADMIN_CMD_RESOURCE_OBJ_MODIFY: as if the object had never been other. Raises Refused."""
+        old = self.query(kind, ident)
+        self.destroy(kind, ident)
+        try:
+            self.create(kind, ident, data)
+        except Refused:
+            self.create(kind, ident, old)
+            raise
+        self._order()
+
     def query(self, kind: FlowObject, ident: int) -> bytes:
-        """VIRTIO_ADMIN_CMD_RESOURCE_OBJ_QUERY: the object's data as they were given. Raises ResourceRefused."""
+        """VIRTIO_ADMIN_CMD_RESOURCE_OBJ_QUERY: the object's data as they were given. Raises Refused."""
         if ident not in self._objects(kind):
-            raise ResourceRefused(AdminStatus.ENXIO, f"no {kind.name} {ident}")
+            raise Refused(AdminStatus.ENXIO, f"no {kind.name} {ident}")
         if kind == FlowObject.GROUP:
             return virtio_net_resource_obj_ff_group.encode(group_priority=self.groups[ident])
         return self.rules[ident].encode() if kind == FlowObject.RULE else encode_selectors(self.classifiers[ident])
@@ -111,27 +106,26 @@ class FlowTable:
     # Judging what is to be created
 
     def _group(self, ident: int, data: bytes) -> None:
-        record = virtio_net_resource_obj_ff_group
-        priority = decode_head(record, data).group_priority
-        if len(data) != record.size or priority in self.groups.values():
-            raise ResourceRefused(AdminStatus.EINVAL, f"group priority {priority} is taken")
+        priority = decode_head(virtio_net_resource_obj_ff_group, data).group_priority
+        if priority in self.groups.values():
+            raise Refused(AdminStatus.EINVAL, f"group priority {priority} is taken")
         if len(self.groups) >= min(self.limits.groups_limit, self.limits.rules_per_group_limit):
-            raise ResourceRefused(AdminStatus.ENOSPC, "no more groups")
+            raise Refused(AdminStatus.ENOSPC, "no more groups")
         self.groups[ident] = priority
 
     def _classifier(self, ident: int, data: bytes) -> None:
         selectors = decode_selectors(data)
         if not 0 < len(selectors) <= min(self.limits.selectors_per_classifier_limit, len(NEXT)):
-            raise ResourceRefused(AdminStatus.EINVAL, f"{len(selectors)} selectors")
+            raise Refused(AdminStatus.EINVAL, f"{len(selectors)} selectors")
         for n, selector in enumerate(selectors):
             if selector.type not in NEXT[n] or not self._can_match(selector):
-                raise ResourceRefused(AdminStatus.EINVAL, f"selector {n} of type {selector.type}")
+                raise Refused(AdminStatus.EINVAL, f"selector {n} of type {selector.type}")
         for selector in selectors[:-1]:
             first, end = POINTER[selector.type]
             if selector.mask[first:end].strip(b"\xff"):
-                raise ResourceRefused(AdminStatus.EINVAL, "what the next header is does not count")
+                raise Refused(AdminStatus.EINVAL, "what the next header is does not count")
         if len(self.classifiers) >= self.limits.classifiers_limit:
-            raise ResourceRefused(AdminStatus.ENOSPC, "no more classifiers")
+            raise Refused(AdminStatus.ENOSPC, "no more classifiers")
         self.classifiers[ident] = selectors
 
     def _can_match(self, selector: Selector) -> bool:
@@ -141,14 +135,12 @@ class FlowTable:
         return bool(selector.flags & offered.flags & PARTIAL_MASK) or is_whole(selector)
 
     def _rule(self, ident: int, data: bytes) -> None:
-        head, keys = (
-            decode_head(virtio_net_resource_obj_ff_rule, data),
-            data[virtio_net_resource_obj_ff_rule.size :],
-        )
+        head = decode_head(virtio_net_resource_obj_ff_rule, data)
+        keys = padded(data[virtio_net_resource_obj_ff_rule.size :], head.key_length)
         if reason := self._wrong_rule(ident, head, keys):
-            raise ResourceRefused(AdminStatus.EINVAL, reason)
+            raise Refused(AdminStatus.EINVAL, reason)
         if len(self.rules) >= self.limits.rules_limit:
-            raise ResourceRefused(AdminStatus.ENOSPC, "no more rules")
+            raise Refused(AdminStatus.ENOSPC, "no more rules")
         self.rules[ident] = FlowRule(
             head.group_id, head.classifier_id, head.rule_priority, keys, FlowAction(head.action), head.vq_index
         )
@@ -164,12 +156,12 @@ class FlowTable:
             return f"there is no action {head.action}"
         if head.action == FlowAction.DIRECT_RX_VQ and head.vq_index not in self.receiveqs:
             return f"queue {head.vq_index} is no receive queue"
-        return self._wrong_keys(self.classifiers[head.classifier_id], head.key_length, keys)
+        return self._wrong_keys(self.classifiers[head.classifier_id], keys)
 
     @staticmethod
-    def _wrong_keys(selectors: Sequence[Selector], length: int, keys: bytes) -> str:
-        if not length == len(keys) == sum(len(s.mask) for s in selectors):
-            return f"{length} bytes of keys, {len(keys)} of them here"
+    def _wrong_keys(selectors: Sequence[Selector], keys: bytes) -> str:
+        if len(keys) != sum(len(s.mask) for s in selectors):
+            return f"{len(keys)} bytes of keys"
         at = 0
         for selector, following in pairwise(selectors):
             first, end = POINTER[selector.type]

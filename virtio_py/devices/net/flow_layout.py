@@ -13,27 +13,8 @@ from attrs import define
 from construct import Array, Bytes, Int8ul, Int16ul, Int32ul, Struct
 
 from virtio_py.devices.net.parsing import ETHERTYPE_IPV4, ETHERTYPE_IPV6, TCP, UDP
-from virtio_py.errors import VirtioError
 from virtio_py.records import Record, Rule
-
-
-class AdminStatus(IntEnum):
-    """`status` of an administration command, VIRTIO_ADMIN_STATUS_* (2.13.1), of those that are used here."""
-
-    OK = 0
-    ENXIO = 6
-    EBUSY = 16
-    EINVAL = 22
-    ENOSPC = 28
-
-
-class ResourceRefused(VirtioError):
-    """A command on a resource object failed, and changed nothing: `status` says how."""
-
-    def __init__(self, status: AdminStatus, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
+from virtio_py.resources import AdminStatus, Refused, padded
 
 FF_RESOURCE_CAP: Final = 0x0800
 FF_SELECTOR_CAP: Final = 0x0801
@@ -201,19 +182,16 @@ def encode_selectors(selectors: Sequence[Selector]) -> bytes:
 
 
 def decode_selectors(data: bytes) -> tuple[Selector, ...]:
-    """Raises ResourceRefused for bytes that are no list of selectors."""
+    """The selectors of a list, which says itself where it ends. Raises Refused for bytes that are none."""
     count = decode_head(virtio_net_ff_cap_mask_data, data).count
     found, at = [], virtio_net_ff_cap_mask_data.size
     for _ in range(count):
         head = decode_head(virtio_net_ff_selector, data[at:])
         at += virtio_net_ff_selector.size
-        mask = data[at : at + head.length]
-        if head.length != SELECTOR_BYTES.get(head.type) or len(mask) != head.length:
-            raise ResourceRefused(AdminStatus.EINVAL, f"a selector of type {head.type} with {head.length} bytes")
-        found.append(Selector(head.type, mask, head.flags))
+        if head.length != SELECTOR_BYTES.get(head.type):
+            raise Refused(AdminStatus.EINVAL, f"a selector of type {head.type} with {head.length} bytes")
+        found.append(Selector(head.type, padded(data[at:], head.length), head.flags))
         at += head.length
-    if at != len(data):
-        raise ResourceRefused(AdminStatus.EINVAL, f"{len(data) - at} bytes behind the last selector")
     return tuple(found)
 
 
@@ -222,11 +200,22 @@ def encode_actions(actions: Sequence[int]) -> bytes:
     return virtio_net_ff_actions.encode(count=len(actions)) + bytes(sorted(actions))
 
 
+def decode_actions(data: bytes) -> bytes:
+    """The actions of a list, a byte each."""
+    return padded(data[virtio_net_ff_actions.size :], decode_head(virtio_net_ff_actions, data).count)
+
+
 def decode_head(record: Record, data: bytes) -> Any:
-    """The record at the beginning of `data`. Raises ResourceRefused if it is not all there."""
-    if len(data) < record.size:
-        raise ResourceRefused(AdminStatus.EINVAL, f"{record.name} ends early")
-    return record.decode(data)
+    """The record at the beginning of `data`, zeros where it is cut short."""
+    return record.decode(padded(data, record.size))
+
+
+def covered(selector: Selector, offered: Sequence[Selector]) -> bool:
+    """Whether a selector looks at no more than the offered one of its type does."""
+    most = next((s for s in offered if s.type == selector.type), None)
+    if most is None or selector.flags & ~most.flags & PARTIAL_MASK:
+        return False
+    return not any(bits & ~can for bits, can in zip(selector.mask, most.mask, strict=True))
 
 
 def is_whole(selector: Selector) -> bool:
@@ -253,6 +242,16 @@ class FlowLimits:
     def encode(self) -> bytes:
         """virtio_net_ff_cap_data."""
         return virtio_net_ff_cap_data.encode(**{name: getattr(self, name) for name in _LIMITS})
+
+    @classmethod
+    def decode(cls, data: bytes) -> FlowLimits:
+        """The limits of a virtio_net_ff_cap_data."""
+        values = decode_head(virtio_net_ff_cap_data, data)
+        return cls(**{name: getattr(values, name) for name in _LIMITS})
+
+    def within(self, most: FlowLimits) -> bool:
+        """Whether none of them is larger than there."""
+        return all(getattr(self, name) <= getattr(most, name) for name in _LIMITS)
 
 
 _LIMITS: Final = [name for name in virtio_net_ff_cap_data.fields if name != "reserved"]

@@ -142,7 +142,7 @@ class ScsiAdapter(Driver):
             raise UsageError("commands are under way that were cut by the old sizes")
         for name, value in (("sense_size", sense_size), ("cdb_size", cdb_size)):
             if value is not None:
-                self.transport.write_config(virtio_scsi_config.offset(name), value.to_bytes(4, "little"))
+                self.write_config_bytes(virtio_scsi_config.offset(name), value.to_bytes(4, "little"))
         self.refresh()
 
     # Commands

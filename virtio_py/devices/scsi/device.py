@@ -34,6 +34,7 @@ from virtio_py.devices.scsi.layout import (
     ResetReason,
     ScsiFeature,
     ScsiResponse,
+    decode_lun,
     encode_lun,
     virtio_scsi_config,
     virtio_scsi_event,
@@ -53,6 +54,11 @@ ALL_FEATURES: Final = mask(*ScsiFeature)
 DEFAULT_FEATURES: Final = ALL_FEATURES & ~bit(ScsiFeature.T10_PI)
 """T10_PI is for who asks for it: Linux puts its two fields at another place than the specification does."""
 
+
+SIZES_PART: Final = (0x200, bytes(8))
+"""Type and selector of our own device part: `sense_size` and `cdb_size`."""
+SUBSCRIPTION_PART: Final = 0x201
+"""Type of our own device parts whose selector is a LUN: the asynchronous events that were subscribed to there."""
 
 MMC: Final = 5
 """The INQUIRY device type of which parameter changes are never reported."""
@@ -207,6 +213,31 @@ class ScsiDevice(Device):
     def negotiated(self, features: int) -> None:
         """What the requests look like follows from the features."""
         self._negotiated = features
+
+    def parts(self) -> Mapping[tuple[int, bytes], bytes]:
+        """What the driver wrote to the configuration, and what it wants to hear of. The specification has no parts of
+        SCSI hosts."""
+        start, end = virtio_scsi_config.offset("sense_size"), virtio_scsi_config.end("cdb_size")
+        wanted = {
+            (SUBSCRIPTION_PART, encode_lun(address.target, address.lun)): events.to_bytes(4, "little")
+            for address, events in self.subscriptions.items()
+            if address.lun is not None
+        }
+        return {SIZES_PART: self.read_config()[start:end], **wanted}
+
+    def takes_part(self, part_type: int, selector: bytes, value: bytes) -> bool:
+        """Whether it is the sizes, or a subscription to a unit's events."""
+        if part_type == SUBSCRIPTION_PART:
+            return len(value) == 4 and decode_lun(selector) in self.units
+        sizes = virtio_scsi_config.end("cdb_size") - virtio_scsi_config.offset("sense_size")
+        return (part_type, selector) == SIZES_PART and len(value) == sizes
+
+    def set_part(self, part_type: int, selector: bytes, value: bytes) -> None:
+        """Sets a part that was found good."""
+        if (part_type, selector) == SIZES_PART:
+            self.write_config(virtio_scsi_config.offset("sense_size"), value)
+        elif (address := decode_lun(selector)) is not None:
+            self.subscriptions[address] = int.from_bytes(value, "little")
 
     def activate(self, end: DeviceEnd, features: int) -> None:
         """DRIVER_OK: from now on there is somebody to hear of events."""

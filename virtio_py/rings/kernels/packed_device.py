@@ -123,7 +123,7 @@ def packed_walk(
         address, length, name, loaded = load_packed_descriptor(memory, row, table + index * DESC_SIZE)
         if entries:
             # Of an entry's flags only WRITE means anything, and its id nothing.
-            flags = loaded & F_WRITE
+            flags = loaded
         else:
             if slots:
                 # The head's flags were loaded before all else, and once; those of the rest are in their descriptor.

@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
-from typing import IO, Final
+from typing import IO
 
 from virtio_py.devices.net.header import Packet
 from virtio_py.devices.net.ports.port import Port, Receiver
 from virtio_py.devices.net.segmentation import fit
 from virtio_py.errors import RequestError
+from virtio_py.pcapng import file_header, packet_block
 from virtio_py.watch import Watch
-
-_SECTION, _INTERFACE, _PACKET = 0x0A0D0D0A, 1, 6
-_ORDER: Final = 0x1A2B3C4D
-_ETHERNET: Final = 1
-_END_OF_OPTIONS, _FLAGS, _TIME_RESOLUTION = 0, 2, 9
-_INBOUND, _OUTBOUND = 1, 2
-
-
-def _option(code: int, value: bytes) -> bytes:
-    return struct.pack("<HH", code, len(value)) + value.ljust(-len(value) % 4 + len(value), b"\0")
-
-
-def _block(kind: int, body: bytes) -> bytes:
-    total = len(body) + 12
-    return struct.pack("<II", kind, total) + body + struct.pack("<I", total)
-
-
-def file_header() -> bytes:
-    """A section with one Ethernet interface whose clock counts nanoseconds."""
-    section = struct.pack("<IHHq", _ORDER, 1, 0, -1)
-    options = _option(_TIME_RESOLUTION, b"\x09") + _option(_END_OF_OPTIONS, b"")
-    return _block(_SECTION, section) + _block(_INTERFACE, struct.pack("<HHI", _ETHERNET, 0, 0) + options)
-
-
-def packet_block(frame: bytes, nanoseconds: int, outbound: bool) -> bytes:
-    """One frame. Outbound is what the driver sent."""
-    head = struct.pack("<IIIII", 0, nanoseconds >> 32, nanoseconds & 0xFFFFFFFF, len(frame), len(frame))
-    flags = _option(_FLAGS, struct.pack("<I", _OUTBOUND if outbound else _INBOUND)) + _option(_END_OF_OPTIONS, b"")
-    return _block(_PACKET, head + frame.ljust(-len(frame) % 4 + len(frame), b"\0") + flags)
 
 
 class CapturePort(Port):
