@@ -42,6 +42,12 @@ def serve(tmp_path: Path, image: Path, *more: str) -> list[str]:
     return ["blk", "--socket-path", str(tmp_path / "sock"), "--blk-file", str(image), *more]
 
 
+def await_listener(path: str) -> None:
+    """Between bind and listen the path is there already, and a connection is refused."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        await_(lambda: probe.connect_ex(path) == 0, f"somebody listens at {path}", 60)
+
+
 def children(process: subprocess.Popen[str]) -> set[int]:
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     return {int(number) for number in found.split()}
@@ -98,7 +104,7 @@ def test_memory_that_is_taken_away_under_load_costs_one_front_end_only_itself(tm
     path = str(tmp_path / "sock")
     done, counts = threading.Event(), [0]
     with program_with_errors(*serve(tmp_path, image, "--workers", "2")) as (process, lines):
-        await_(Path(path).exists, "the socket", 60)
+        await_listener(path)
         honest = threading.Thread(target=verify_until, args=[path, done, counts])
         honest.start()
         try:
@@ -149,7 +155,7 @@ def test_memory_that_takes_no_seal_may_be_refused(tmp_path: Path, image: Path) -
 def test_as_many_front_ends_as_workers_are_served_at_a_time(tmp_path: Path) -> None:
     path = str(tmp_path / "sock")
     with program("entropy", "--socket-path", path, "--workers", "3"):
-        await_(Path(path).exists, "the socket", 60)
+        await_listener(path)
         with contextlib.ExitStack() as stack:
             for _ in range(3):
                 transport = stack.enter_context(driving(path, DeviceId.ENTROPY))
@@ -160,7 +166,7 @@ def test_as_many_front_ends_as_workers_are_served_at_a_time(tmp_path: Path) -> N
 def test_a_worker_that_is_killed_is_replaced_as_often_as_it_takes(tmp_path: Path, image: Path, number: int) -> None:
     path = str(tmp_path / "sock")
     with program_with_errors(*serve(tmp_path, image, "--workers", "1")) as (process, lines):
-        await_(Path(path).exists, "the socket", 60)
+        await_listener(path)
         for _ in range(3):
             with driving(path) as transport:
                 assert len(BlkDriver(transport).start().read(0, 1)) == SECTOR
@@ -176,7 +182,7 @@ def test_a_worker_that_is_killed_is_replaced_as_often_as_it_takes(tmp_path: Path
 def test_workers_end_with_their_supervisor_however_it_ends(tmp_path: Path, image: Path, number: int) -> None:
     path = str(tmp_path / "sock")
     with subprocess.Popen([*COMMAND, *serve(tmp_path, image, "--workers", "2")], text=True) as process:
-        await_(Path(path).exists, "the socket", 60)
+        await_listener(path)
         with connected(path) as client:
             assert client.ask(R.GET_QUEUE_NUM) == 1
             await_(lambda: len(children(process)) == 2, "both are there")
