@@ -14,6 +14,8 @@ from tests.telegraph import Telegraph
 from virtio_py.device import Device
 from virtio_py.driver import Transport
 from virtio_py.memory import Arena, GuestMemory
+from virtio_py.pci.bus import Address, PciBus
+from virtio_py.pci.enumeration import enumerate_bus
 from virtio_py.records import Record
 from virtio_py.rings.engine import Engine
 from virtio_py.status import LEGACY_FEATURES
@@ -21,6 +23,8 @@ from virtio_py.transports.in_process import InProcess
 from virtio_py.transports.mmio import MmioDevice
 from virtio_py.transports.mmio_driver import discover
 from virtio_py.transports.mmio_legacy import LegacyMmioDevice
+from virtio_py.transports.pci import PciDevice
+from virtio_py.transports.pci_discover import discover as discover_pci
 from virtio_py.transports.shared_memory_file import Server as SharedMemoryServer
 from virtio_py.transports.shared_memory_file import SharedFile, connect
 from virtio_py.transports.vhost_user_follower import RingFollower
@@ -67,6 +71,30 @@ def mmio(setting: Setting) -> Iterator[Transport]:
 @contextmanager
 def mmio_legacy(setting: Setting) -> Iterator[Transport]:
     yield from _registers(LegacyMmioDevice, setting._replace(features=setting.features & LEGACY_FEATURES))
+
+
+def _function(setting: Setting, legacy: bool) -> Iterator[Transport]:
+    memory, bus = GuestMemory.of(MEMORY, 0x10000), PciBus()
+    machine = PciDevice(setting.device, memory, setting.engine, ring_features=setting.features, transitional=legacy)
+    bus.plug(machine.function, Address(3))
+    [found] = enumerate_bus(bus)
+    transport = discover_pci(found, Arena(memory), machine.work, bus.interrupts, setting.config, legacy=legacy)
+    assert transport is not None
+    yield transport
+    assert transport.msix
+    assert not bus.interrupts.stray
+    assert not machine.ignored
+    assert machine.end.fault is None
+
+
+@contextmanager
+def pci(setting: Setting) -> Iterator[Transport]:
+    yield from _function(setting, legacy=False)
+
+
+@contextmanager
+def pci_legacy(setting: Setting) -> Iterator[Transport]:
+    yield from _function(setting, legacy=True)
 
 
 @contextmanager
@@ -151,6 +179,8 @@ CARRIERS: Final[dict[str, Carrier]] = {
     "in-process": in_process,
     "mmio": mmio,
     "mmio-legacy": mmio_legacy,
+    "pci": pci,
+    "pci-legacy": pci_legacy,
     "shared-memory": shared_memory,
     "shared-memory-polled": shared_memory_polled,
     "vhost-user": vhost_user,
@@ -158,5 +188,5 @@ CARRIERS: Final[dict[str, Carrier]] = {
     "telegraph": telegraph,
 }
 
-LEGACY: Final = {"mmio-legacy"}
+LEGACY: Final = {"mmio-legacy", "pci-legacy"}
 """Those that carry 32 feature bits, hence neither packed rings nor VIRTIO_F_IN_ORDER."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from attrs import Factory, define
 
 from tests.peers.require import require
+from virtio_py.pci.dump import Dumped, format_dump
 
 DATA = Path(__file__).parent / "data" / "pci"
 RANDOM = DATA / "random"
@@ -88,8 +89,7 @@ def disagreements(theirs: ShownFunction, ours: ShownFunction) -> Iterator[str]:
 
 def hex_dump(config: bytes, address: str = "00:00.0") -> str:
     """`config` as lspci -xxxx prints it and `lspci -F` reads it."""
-    rows = (config[at : at + 16].hex(" ") for at in range(0, len(config), 16))
-    return f"{address} function\n" + "".join(f"{16 * i:02x}: {row}\n" for i, row in enumerate(rows)) + "\n"
+    return format_dump(Dumped(address, bytearray(config)))
 
 
 def run_lspci(*arguments: str) -> str:

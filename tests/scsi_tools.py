@@ -15,6 +15,7 @@ from virtio_py.devices.scsi.layout import virtio_scsi_req_cmd, virtio_scsi_resp_
 from virtio_py.devices.scsi.task import Nexus, Outcome, Task
 from virtio_py.devices.scsi.unit import LogicalUnit
 from virtio_py.rings.chain import Chain, Reader, Writer
+from virtio_py.rings.engine import engine_named
 from virtio_py.rings.queue import DeviceQueue
 from virtio_py.spec import Feature, mask
 from virtio_py.transports.in_process import InProcess
@@ -70,15 +71,17 @@ def pair(
     features: int | None = None,
     queue_size: int = 16,
     offered: int = DEFAULT_FEATURES,
+    engine: str = "reference",
     **options: Any,
 ) -> tuple[ScsiDriver, ScsiDevice]:
     """A started driver and its device, with a disk at target 0, LUN 0 unless other units are given."""
     device = ScsiDevice(features=offered, **options)
     for (target, lun), unit in (units if units is not None else {(0, 0): disk()}).items():
         device.attach(target, lun, unit)
-    transport = InProcess(device, memory_size=4 << 20, ring_features=ring)
+    runs = engine_named(engine)
+    transport = InProcess(device, engine=runs, memory_size=4 << 20, ring_features=ring)
     wanted = device.offered_features() if features is None else features
-    driver = ScsiDriver(transport, features=wanted | ring, queue_size=queue_size).start()
+    driver = ScsiDriver(transport, engine=runs, features=wanted | ring, queue_size=queue_size).start()
     deliver(driver)
     return driver, device
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from attrs import define, evolve, field
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virtio_py.devices.blk.device import ALL_FEATURES, BlkDevice
@@ -27,6 +27,7 @@ from virtio_py.devices.blk.requests import Lifetime
 from virtio_py.driver import Transport
 from virtio_py.errors import NeedsReset, NegotiationError, RequestError, UsageError
 from virtio_py.rings.chain import Chain
+from virtio_py.rings.engine import engine_named
 from virtio_py.rings.queue import DeviceQueue
 from virtio_py.spec import DeviceStatus, Feature, bit, mask
 from virtio_py.transports.in_process import InProcess
@@ -36,6 +37,7 @@ WCE, FLUSH = bit(BlkFeature.CONFIG_WCE), bit(BlkFeature.FLUSH)
 RING = mask(Feature.VERSION_1, Feature.INDIRECT_DESC, Feature.EVENT_IDX)
 PACKED = mask(Feature.VERSION_1, Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.RING_PACKED)
 RINGS = (bit(Feature.VERSION_1), RING, PACKED, PACKED | bit(Feature.IN_ORDER))
+every_engine = pytest.mark.parametrize("engine", ["reference", "compiled"])
 
 
 @define(eq=False)
@@ -59,13 +61,15 @@ def pair(
     features: int | None = None,
     queue_size: int = 16,
     ring: int = RING,
+    engine: str = "reference",
     **options: Any,
 ) -> tuple[BlkDriver, Witness]:
     options.setdefault("secure_erase", RangeLimits(3, 2))
     device = Witness(medium or MemoryMedium.of(SECTORS * 512), **options)
     wanted = device.offered_features() if features is None else features
-    transport = InProcess(device, memory_size=1 << 20, ring_features=ring)
-    driver = BlkDriver(transport, features=wanted | ring, queue_size=queue_size)
+    runs = engine_named(engine)
+    transport = InProcess(device, engine=runs, memory_size=1 << 20, ring_features=ring)
+    driver = BlkDriver(transport, engine=runs, features=wanted | ring, queue_size=queue_size)
     return driver.start(), device
 
 
@@ -82,6 +86,8 @@ steps = st.one_of(
 limits = st.builds(RangeLimits, st.integers(1, 9), st.integers(1, 3), st.integers(0, 4))
 
 
+@every_engine
+@settings(deadline=None)
 @given(
     todo=st.lists(steps, max_size=10),
     features=st.integers(0, ALL_FEATURES).map(lambda f: f & ALL_FEATURES),
@@ -97,6 +103,7 @@ def test_any_sequence_does_what_a_dict_of_sectors_does(
     seg_max: int,
     all_limits: tuple[RangeLimits, RangeLimits, RangeLimits],
     ring: int,
+    engine: str,
 ) -> None:
     discard, write_zeroes, secure_erase = all_limits
     # Without SEG_MAX one segment is all there is, and it has to hold a sector.
@@ -105,6 +112,7 @@ def test_any_sequence_does_what_a_dict_of_sectors_does(
     driver, _ = pair(
         features=features,
         ring=ring,
+        engine=engine,
         size_max=size_max,
         seg_max=seg_max,
         discard=discard,

@@ -6,14 +6,20 @@ import json
 import os
 import subprocess
 import sys
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
 import pytest
 
+from tests.net_frames import THEM, Wire, ethernet, ip, words_sum
 from tests.test_cli_serve import program
 from tests.vhost_user_socket import await_
 from virtio_py.cli.drive_common import byte_count
+from virtio_py.cli.drive_net_ping import ACTION
+from virtio_py.devices.net.device import NetDevice
+from virtio_py.devices.net.driver import NetDriver
+from virtio_py.devices.net.header import Packet
+from virtio_py.transports.in_process import InProcess
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="vhost-user needs Linux")
 
@@ -116,11 +122,30 @@ def test_units_of_a_host(tmp_path: Path) -> None:
         assert answers(*where, "list").startswith(b"3:7 ")
         assert json.loads(answers(*where, "info", "--json"))["config"]["max_target"] == 255
         assert answers(*where, "execute", "3:7", "08 00 00 00 01 00", "--length", "512")[:8] == b"block 0."
+        assert json.loads(answers(*where, "inquiry", "3:7", "--json"))["blocks"] == 128
+        assert b"block_size" in answers(*where, "inquiry", "3:7")
+        (tmp_path / "input").write_bytes(bytes(range(256)) * 100)
+        answers(*where, "write", "3:7", "--offset", "1K", "--input", str(tmp_path / "input"))
+        answers(*where, "read", "3:7", "--output", str(tmp_path / "output"))
+        whole = b"block 0".ljust(1024, b".") + bytes(range(256)) * 100
+        assert (tmp_path / "output").read_bytes() == (tmp_path / "disk.img").read_bytes()
+        assert (tmp_path / "output").read_bytes() == whole.ljust(1 << 16, b".")
+        assert answers(*where, "read", "3:7", "--offset", "512", "--length", "1K") == whole[512:1536]
+        deep = json.loads(answers(*where, "bench", "3:7", "--seconds", "0.2", "--queue-depth", "8", "--json"))
+        assert deep["requests"] >= 64
         unknown = drive(*where, "execute", "3:7", "ff0000000000")
         assert (unknown.returncode, unknown.stdout) == (1, b"")
         assert b"status 0x2, sense 70" in unknown.stderr
-        for bad in (["3", "00"], ["3:7", "0x"], ["3:7", "00", "--length", "1M"]):
-            assert drive(*where, "execute", *bad).returncode == 2
+        for bad in (
+            ["execute", "3", "00"],
+            ["execute", "3:7", "0x"],
+            ["execute", "3:7", "00", "--length", "1M"],
+            ["inquiry", "3:8"],
+            ["read", "3:7", "--offset", "64K", "--length", "512"],
+            ["read", "3:7", "--length", "100"],
+            ["bench", "3:7", "--queue-depth", "0"],
+        ):
+            assert drive(*where, *bad).returncode == 2, bad
 
 
 def test_ports_of_a_console(tmp_path: Path) -> None:
@@ -131,6 +156,7 @@ def test_ports_of_a_console(tmp_path: Path) -> None:
         [port] = json.loads(answers(*where, "list", "--json"))
         assert (port["port"], port["name"], port["console"]) == (0, "agent", False)
         assert answers(*where, "list").startswith(b"0  agent")
+        assert json.loads(answers(*where, "info", "--json"))["config"]["ports"] >= 1
         drive(*where, "write", "--port", "agent", data=bytes(100_000))
         drive(*where, "write", data=b"by number")
         assert output.read_bytes() == bytes(100_000) + b"by number"
@@ -159,3 +185,49 @@ def test_a_network_interface(tmp_path: Path) -> None:
         assert receiver.returncode == 0
         assert drive(*where, "receive", "--seconds", "0.1").returncode == 1
         assert drive(*where, "send", data=b"no hex").returncode == 2
+        counted = json.loads(answers(*where, "bench", "--seconds", "0.2", "--json"))
+        assert counted["sent"] >= 64
+        assert counted["packets_per_second"] > 0
+        assert b" packets/s, " in answers(*where, "bench", "--seconds", "0.1", "--frame-size", "1K", "--batch", "4")
+        for bad in (["bench", "--frame-size", "3"], ["bench", "--to", "nobody"], ["ping", "10.0.0.1", "--from", "me"]):
+            assert drive(*where, *bad).returncode == 2, bad
+        lonely = drive(*where, "ping", "10.0.0.1", "--from", "10.0.0.2", "--wait", "0.1")
+        assert (lonely.returncode, lonely.stderr) == (2, b"virtio-py: nobody has 10.0.0.1\n")
+
+
+class Host(Wire):
+    """A host on a wire, by its text books: it says who it is, and returns echoes, all but number 1."""
+
+    mac, address = THEM, bytes([10, 0, 0, 9])
+
+    def send(self, packet: Packet) -> None:
+        super().send(packet)
+        frame = packet.frame
+        if frame[12:14] == b"\x08\x06" and frame[38:42] == self.address:
+            arp = frame[14:20] + b"\0\2" + self.mac + self.address + frame[22:32]
+            self.deliver(Packet(frame[6:12] + self.mac + frame[12:14] + arp))
+        elif frame[23:24] == b"\1" and frame[34] == 8:
+            assert checksums_of(frame)
+            reply = bytearray(frame[34:])
+            reply[0], reply[2:4] = 0, bytes(2)
+            reply[2:4] = (~words_sum(bytes(reply)) & 0xFFFF).to_bytes(2, "big")
+            if reply[7] != 1:
+                self.deliver(Packet(ethernet(ip(1, b"noise"), frame[6:12])))
+                self.deliver(Packet(ethernet(ip(1, bytes(reply), (self.address, frame[26:30])), frame[6:12])))
+
+
+def checksums_of(frame: bytes) -> bool:
+    return words_sum(frame[14:34]) == words_sum(frame[34:]) == 0xFFFF
+
+
+def test_a_host_is_asked_for_echoes(capsys: pytest.CaptureFixture[str]) -> None:
+    driver = NetDriver(InProcess(NetDevice(Host()))).start()
+    parser = ArgumentParser()
+    ACTION.add_options(parser)
+    asked = ["10.0.0.9", "--from", "10.0.0.1", "--wait", "0.1"]
+    assert ACTION.run(driver, parser.parse_args([*asked, "--json"])) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["mac"] == THEM.hex(":")
+    assert [time is not None for time in found["milliseconds"]] == [True, False, True]
+    assert ACTION.run(driver, parser.parse_args([*asked, "--count", "1"])) == 0
+    assert capsys.readouterr().out.startswith("10.0.0.9 (02:00:00:00:00:01) 0: ")

@@ -17,6 +17,7 @@ from virtio_py.devices.console.ports import ConsolePort
 from virtio_py.devices.console.streams import ConsoleStream, PortClosed, PortTimeout
 from virtio_py.errors import NegotiationError, RequestError, UsageError
 from virtio_py.rings.chain import Chain
+from virtio_py.rings.engine import engine_named
 from virtio_py.rings.queue import DeviceQueue
 from virtio_py.spec import DeviceStatus, Feature, bit, mask
 from virtio_py.transports.in_process import InProcess
@@ -43,11 +44,16 @@ class Witness(ConsoleDevice):
 
 
 def pair(
-    *ports: ConsolePort, ring: int = RING, features: int = 7, queue_size: int = 16, **options: Any
+    *ports: ConsolePort,
+    ring: int = RING,
+    features: int = 7,
+    queue_size: int = 16,
+    engine: str = "reference",
+    **options: Any,
 ) -> tuple[ConsoleDriver, Witness]:
-    device = Witness(ports, **options)
-    transport = InProcess(device, memory_size=2 << 20, ring_features=ring)
-    return ConsoleDriver(transport, features=features | ring, queue_size=queue_size).start(), device
+    device, runs = Witness(ports, **options), engine_named(engine)
+    transport = InProcess(device, engine=runs, memory_size=2 << 20, ring_features=ring)
+    return ConsoleDriver(transport, engine=runs, features=features | ring, queue_size=queue_size).start(), device
 
 
 def settle(driver: ConsoleDriver, device: ConsoleDevice) -> None:
@@ -153,6 +159,7 @@ class Streams:
             assert port.size in ([expected] if port.console else [expected, None] if n == 0 else [None])
 
 
+@pytest.mark.parametrize("engine", ["reference", "compiled"])
 @settings(max_examples=150, deadline=None)
 @given(
     todo=st.lists(steps, max_size=40),
@@ -161,11 +168,11 @@ class Streams:
     queue_size=st.sampled_from([2, 4, 16]),
 )
 def test_any_interleaving_is_a_stream_of_bytes_each_way(
-    todo: list[tuple[str, int, int]], ring: int, capacities: list[int | None], queue_size: int
+    engine: str, todo: list[tuple[str, int, int]], ring: int, capacities: list[int | None], queue_size: int
 ) -> None:
     endpoints = [MemoryEndpoint(capacity) for capacity in capacities]
     ports = [ConsolePort(endpoint, f"port {n}", n == 1) for n, endpoint in enumerate(endpoints)]
-    driver, device = pair(*ports, ring=ring, max_ports=4, queue_size=queue_size)
+    driver, device = pair(*ports, ring=ring, engine=engine, max_ports=4, queue_size=queue_size)
     streams = Streams(driver, device, endpoints, [driver.port(f"port {n}") for n in range(PORTS)])
     for verb, n, count in todo:
         getattr(streams, verb)(n, count)

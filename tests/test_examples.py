@@ -31,6 +31,7 @@ def python(*arguments: str) -> str:
 
 def test_every_example_is_run_here() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        "conformance_testing_a_backend.py",  # in tests/peers
         "property_testing_a_driver.py",
         "vhost_user_fuzz.py",
         "writing_a_device.py",

@@ -124,6 +124,8 @@ def test_what_does_not_change() -> None:
 @pytest.mark.clause("net.device.multiqueue-mode-prose.1")
 def test_every_offer_is_consistent(offered: int, pairs: int, known: bool) -> None:
     offered &= ALL_FEATURES
+    # net-ipsec.device.feature-bits-prose.1
+    offered |= bit(_F.OUT_NET_HEADER) if offered & bit(_F.IPSEC) else 0
     if not offered & mask(_F.MQ, _F.RSS) or not offered & bit(_F.CTRL_VQ):
         pairs = 1
     device = NetDevice(Wire(), offered=offered, pairs=pairs, mtu=1500 if known else None, speed=1 if known else None)
@@ -236,7 +238,7 @@ def test_a_received_header_says_what_the_driver_can_take(features: int, flags: i
         header = driver.last_header
         assert driver.has(_F.GUEST_CSUM) or header.flags == 0
         assert not header.flags & (HdrFlag.RSC_INFO | HdrFlag.SECURITY | HdrFlag.SECURITY_ERR)
-        assert header.outer_nh_offset == 0
+        assert header.outer_nh_offset == (14 if driver.has(_F.OUT_NET_HEADER) else 0)
         if header.gso_type:
             assert header.flags == HdrFlag.NEEDS_CSUM
             assert (header.gso_size, header.hdr_len, header.csum_start, header.csum_offset) == (500, 54, 34, 16)

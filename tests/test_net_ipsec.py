@@ -65,7 +65,8 @@ def test_modes_survive() -> None:
     first, second = decode_modes(data)
     assert (first.mode, first.cipher_algo, first.max_auth_key_len) == (1, 8, 20)
     assert second.mode == 4
-    for bad in (data[:-1], data + b"\0", b"\1", encode_modes([{"mode": 5}])):
+    assert decode_modes(data + b"\0") == [first, second]
+    for bad in (data[:-1], b"\1", encode_modes([{"mode": 5}])):
         with pytest.raises(RequestError):
             decode_modes(bad)
 
@@ -74,8 +75,10 @@ def test_modes_survive() -> None:
     ("change", "why"),
     [
         ({}, None),
-        ({"cipher_algo": 2}, None),
-        ({"cipher_algo": 0, "auth_algo": 0}, None),
+        ({"cipher_algo": 2}, "cipher algorithm 2"),
+        ({"cipher_algo": 2, "auth_algo": 0}, None),
+        ({"cipher_algo": 3, "auth_algo": 0}, "cipher algorithm 3"),
+        ({"cipher_algo": 0}, None),
         ({"mode": IpsecMode.AH_TUNNEL}, "mode 3"),
         ({"options": 2}, "options 0x2"),
         ({"cipher_algo": 4}, "cipher algorithm 4"),

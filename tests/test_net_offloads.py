@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.net_frames import V4, V6, checksums_hold, ethernet, frame_of, ip, partial_packet, tcp, udp, words_sum
 from virtio_py.devices.net.checksum import checksum, complete, ones_sum
-from virtio_py.devices.net.header import Packet, decode_header, encode_header, header_size, packet_of
+from virtio_py.devices.net.header import Packet, annex_of, decode_header, encode_header, header_size, packet_of
 from virtio_py.devices.net.layout import (
     ALL_OFFLOADS,
     OFFLOAD_TUNNEL_GSO,
@@ -85,17 +85,23 @@ def test_offsets_of_the_header() -> None:
     packet=st.builds(
         Packet,
         st.just(b"frame"),
-        st.just(HdrFlag.NEEDS_CSUM | HdrFlag.UDP_TUNNEL_CSUM),
+        st.just(HdrFlag.NEEDS_CSUM | HdrFlag.UDP_TUNNEL_CSUM | HdrFlag.SECURITY),
         st.sampled_from([1, 4, 5, 0x81, 0x21, 0x44]),
-        *[st.integers(0, 65535)] * 6,
+        *[st.integers(0, 65535)] * 9,
     ),
     size=st.sampled_from([24, 32]),
+    features=st.sampled_from([0, bit(NetFeature.OUT_NET_HEADER), bit(NetFeature.IPSEC)]),
 )
-def test_a_header_survives(packet: Packet, size: int) -> None:
+def test_a_header_survives(packet: Packet, size: int, features: int) -> None:
     data = encode_header(packet, size, num_buffers=3, hash_value=0x12345678, hash_report=9)
     assert len(data) == size
     header = decode_header(data)
-    assert packet_of(header, b"frame") == packet
+    found = annex_of(packet_of(header, b"frame"), header, features)
+    # Of the last fields, those that there is room for, and a feature.
+    told = packet.outer_nh_offset if size == 32 and features & bit(NetFeature.OUT_NET_HEADER) else 0
+    resource = packet[-2:] if size == 32 and features & bit(NetFeature.IPSEC) else (0, 0)
+    flags = packet.flags if features & bit(NetFeature.IPSEC) else packet.flags & ~HdrFlag.SECURITY
+    assert found == Packet(b"frame", flags, *packet[2:-3], told, *resource)
     assert (header.num_buffers, header.hash_value, header.hash_report) == (3, 0x12345678, 9)
 
 

@@ -20,6 +20,7 @@ from virtio_py.devices.net.layout import ALL_OFFLOADS, Duplex, Gso, NetFeature
 from virtio_py.devices.net.ports.simple import LoopbackPort
 from virtio_py.devices.net.segmentation import fit
 from virtio_py.errors import UsageError
+from virtio_py.rings.engine import engine_named
 from virtio_py.spec import Feature, bit, mask
 from virtio_py.transports.in_process import InProcess
 
@@ -27,6 +28,7 @@ _F = NetFeature
 RING = mask(Feature.VERSION_1, Feature.INDIRECT_DESC, Feature.EVENT_IDX)
 PACKED = RING | bit(Feature.RING_PACKED)
 RINGS = (bit(Feature.VERSION_1), RING, PACKED, PACKED | bit(Feature.IN_ORDER), RING | bit(Feature.IN_ORDER))
+every_engine = pytest.mark.parametrize("engine", ["reference", "compiled"])
 WIDE = mask(_F.HOST_UDP_TUNNEL_GSO, _F.GUEST_UDP_TUNNEL_GSO, _F.OUT_NET_HEADER, _F.HASH_REPORT, _F.MRG_RXBUF)
 
 
@@ -43,13 +45,15 @@ def pair(
     ring: int = RING,
     queue_size: int = 16,
     driver_class: type[NetDriver] = SmallBuffers,
+    engine: str = "reference",
     **options: Any,
 ) -> tuple[NetDriver, NetDevice, InProcess]:
     options.setdefault("offered", ALL_FEATURES & ~bit(_F.RSC_EXT))
     device = NetDevice(port or Wire(), **options)
     wanted = device.offered_features() if features is None else features
-    transport = InProcess(device, memory_size=2 << 20, ring_features=ring)
-    driver = driver_class(transport, features=wanted | ring, queue_size=queue_size)
+    runs = engine_named(engine)
+    transport = InProcess(device, engine=runs, memory_size=2 << 20, ring_features=ring)
+    driver = driver_class(transport, engine=runs, features=wanted | ring, queue_size=queue_size)
     return driver.start(), device, transport
 
 
@@ -62,13 +66,16 @@ frames = st.integers(0, 3000).map(lambda n: frame_of(bytes(i * 7 & 255 for i in 
 steps = st.one_of(st.tuples(st.just("send"), frames), st.tuples(st.just("arrive"), frames), st.tuples(st.just("read")))
 
 
+@every_engine
 @settings(deadline=None)
 @given(todo=st.lists(steps, max_size=30), ring=st.sampled_from(RINGS), features=st.integers(0, ALL_FEATURES))
-def test_any_sequence_of_frames_goes_both_ways(todo: list[tuple[Any, ...]], ring: int, features: int) -> None:
+def test_any_sequence_of_frames_goes_both_ways(
+    engine: str, todo: list[tuple[Any, ...]], ring: int, features: int
+) -> None:
     # The filters have tests of their own, and 64 KiB buffers do not fit many times.
     features &= ALL_FEATURES & ~mask(_F.CTRL_VLAN, _F.RSC_EXT)
     wire = Wire()
-    driver, device, transport = pair(wire, features, ring)
+    driver, device, transport = pair(wire, features, ring, engine=engine)
     sent: list[bytes] = []
     arrived: list[bytes] = []
     read: list[bytes] = []

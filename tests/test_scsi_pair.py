@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.scsi_tools import BLOCKS, PACKED, RING, RINGS, SlowUnit, deliver, disk, pair
@@ -58,6 +58,7 @@ from virtio_py.spec import Feature, bit
 HOTPLUG, CHANGE = bit(ScsiFeature.HOTPLUG), bit(ScsiFeature.CHANGE)
 LUN = encode_lun(0, 0)
 TUR = commands.test_unit_ready()
+every_engine = pytest.mark.parametrize("engine", ["reference", "compiled"])
 every_ring = pytest.mark.parametrize("ring", RINGS)
 
 # Sequences of commands
@@ -150,12 +151,16 @@ class Model:
         self.driver.set_sizes(cdb_size=cdb_size, sense_size=sense_size)
 
 
+@every_engine
+@settings(deadline=None)
 @given(todo=st.lists(steps, max_size=12), ring=st.sampled_from(RINGS), features=st.integers(0, 7))
 @pytest.mark.clause("scsi.device.request-queues.1")
 @pytest.mark.clause("scsi.device.request-queues.2")
 @pytest.mark.clause("scsi.device.request-queues.12")
-def test_any_sequence_does_what_a_list_of_blocks_does(todo: list[tuple[Any, ...]], ring: int, features: int) -> None:
-    driver, _ = pair(ring=ring, features=features)
+def test_any_sequence_does_what_a_list_of_blocks_does(
+    engine: str, todo: list[tuple[Any, ...]], ring: int, features: int
+) -> None:
+    driver, _ = pair(ring=ring, features=features, engine=engine)
     assert driver.request_sense(0, 0) == POWER_ON
     model = Model(driver)
     for verb, *args in [*todo, ("read", (0, BLOCKS), 16)]:
@@ -205,7 +210,8 @@ def test_every_request_queue_serves_commands() -> None:
 @pytest.mark.clause("scsi.driver.config-layout.2")
 @pytest.mark.clause("scsi.driver.config-layout.3")
 def test_the_driver_stays_within_cmd_per_lun_and_the_queue() -> None:
-    for options in ({"cmd_per_lun": 2}, {"queue_size": 2}):
+    limits: list[dict[str, Any]] = [{"cmd_per_lun": 2}, {"queue_size": 2}]
+    for options in limits:
         slow = SlowUnit(MemoryMedium.of(4096))
         driver, _ = pair({(0, 0): slow}, **options)
         for _ in range(2):

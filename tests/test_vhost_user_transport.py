@@ -251,8 +251,9 @@ def test_a_request_that_a_dead_back_end_left_is_served_by_the_next(program: Prog
         program.process.wait()
         program.start()
         transport.reconnect(60)
-        assert len(driver.wait_used(driver.queues[0])) == 1
+        # Nobody waits for the answer any more; it is taken on the way to the next one.
         assert driver.read(0, 2) == b"a" * 512 + b"b" * 512
+        assert not driver.queues[0].outstanding
 
 
 @pytest.mark.parametrize("layout", LAYOUT)

@@ -72,10 +72,12 @@ class Device:
     """What a device's author subclasses. Every method but `queues` and `handle` has a usable default.
 
     device_id: the device type; feature_needs: which of its features need which others.
+    moderates: whether it may hold used buffer notifications back.
     """
 
     device_id: ClassVar[DeviceId]
     feature_needs: ClassVar[FeatureNeeds] = {}
+    moderates: ClassVar[bool] = False
 
     def queues(self) -> Sequence[QueueSpec]:
         """The device's virtqueues, in the order of their indices."""
@@ -115,6 +117,10 @@ class Device:
 
     def busy(self) -> bool:
         """Whether deferred chains are being worked on, so that suspending has to wait for `DeviceEnd.settled`."""
+        return False
+
+    def hold_notification(self, index: int) -> bool:
+        """Whether what was just completed is to wait for `DeviceQueue.notify`; asked where `moderates` says so."""
         return False
 
     def queue_reset(self, index: int) -> None:
@@ -429,6 +435,8 @@ class DeviceEnd:
             raise UsageError(f"queue {index} is enabled already")
         config = self.queue(index)
         queue = config.activate(self.memory, self.features, self.engine, lambda: self._used_buffer(index))
+        if self.device.moderates:
+            queue.hold = lambda: self.device.hold_notification(index)
         if self._halted:
             queue.pause()
         self._queues[index] = queue
@@ -444,6 +452,9 @@ class DeviceEnd:
     def stop_queue(self, index: int) -> QueueState:
         """Takes a queue out of service and returns where to go on: its deferred chains are to be taken anew there."""
         queue = self._queues.pop(index, None)
+        if queue is not None and self.device.moderates and self.running:
+            # What was held back is not known where the queue goes on.
+            queue.notify()
         return queue.stop() if queue is not None else self.queue(index).state
 
     def reset_queue(self, index: int) -> None:

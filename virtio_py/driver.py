@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final, Protocol, Self
 
-from virtio_py.errors import Disconnected, NeedsReset, NegotiationError, PeerError, UsageError, VirtioError
+from attrs import define, field
+
+from virtio_py.errors import Disconnected, NeedsReset, NegotiationError, PeerError, TimedOut, UsageError
 from virtio_py.memory import Arena, Buffer
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.rings.queue import DriverQueue
@@ -22,9 +24,23 @@ class Transport(Protocol):
     """The driver's view of a carrier. Offsets, lengths and addresses in bytes.
 
     legacy_page: 0, or for a legacy interface (1.3.1) the alignment in bytes of its queues, which lie in one piece there
+    fixed_queue_sizes: whether a queue has the size that the device says, and no smaller one (legacy PCI)
+    used_notifications: how many used buffer notifications have arrived so far, None where that is not counted
     """
 
     legacy_page: int = 0
+    fixed_queue_sizes: bool = False
+    used_notifications: int | None = None
+
+    @property
+    def tells_status(self) -> bool:
+        """Whether the status is what the device says, and not what the carrier has to infer."""
+        return True
+
+    @property
+    def tells_config(self) -> bool:
+        """Whether the configuration can be read."""
+        return True
 
     @property
     def arena(self) -> Arena:
@@ -74,11 +90,24 @@ class Transport(Protocol):
         """Lets go of the carrier."""
 
 
+@define(eq=False)
+class Exchange:
+    """A request of `Driver.transact` that is under way: its memory, and the used length once it is answered.
+
+    overdue: nobody waits for the answer any more
+    """
+
+    buffers: list[Buffer]
+    length: int | None = field(default=None, init=False)
+    overdue: bool = field(default=False, init=False)
+
+
 class Driver:
     """A driver for one device. A subclass names its device, its features and its queues, and adds requests.
 
     device_id: the device type it drives; known_features: mask of its device-type features it can use;
     feature_needs: which of them need which others; needed_features: mask without which it cannot run.
+    timeout: seconds that an answer is waited for where nobody says anything else, see `within`
     """
 
     device_id: ClassVar[DeviceId]
@@ -97,6 +126,7 @@ class Driver:
         """features: mask to accept at most; all that are known and offered by default."""
         self.transport = transport
         self.engine = engine
+        self.timeout = 5.0
         self.wanted = (self.known_features | RING_FEATURES) if features is None else features
         self.queue_size = queue_size
         self.offered = 0
@@ -105,8 +135,11 @@ class Driver:
         self.admin_queues: list[DriverQueue] = []
         self._config_heard = 0
         self._asleep = False
-        # What the device may still write to: a request that timed out keeps its memory until a reset.
+        # What the device may still write to: a request that timed out keeps its memory until its answer, or a reset.
         self._lent: list[Buffer] = []
+        self._exchanges: dict[int, list[Exchange]] = {}
+        self._early: dict[int, list[tuple[Any, int]]] = {}
+        self._deadline: float | None = None
 
     # What a subclass fills in
 
@@ -142,6 +175,8 @@ class Driver:
         self.queues, self.admin_queues = [], []
         self._asleep = False
         self._give_back(list(self._lent))
+        self._exchanges.clear()
+        self._early.clear()
 
     def await_status(self, wanted: int, timeout: float = 5.0) -> None:
         """Waits until the device status reads `wanted`. Raises NegotiationError after `timeout` seconds."""
@@ -193,7 +228,9 @@ class Driver:
             self.admin_queues = [self._enabled_queue(index, self.queue_size) for index in self.transport.admin_queues]
 
     def _enabled_queue(self, index: int, wanted: int) -> DriverQueue:
-        size = min(self.transport.max_queue_size(index), wanted)
+        size = self.transport.max_queue_size(index)
+        if not self.transport.fixed_queue_sizes:
+            size = min(size, wanted)
         if size == 0:
             raise NegotiationError(f"the device does not have queue {index}", queue=index)
         if not self.has(Feature.RING_PACKED):
@@ -214,6 +251,9 @@ class Driver:
             raise UsageError("VIRTIO_F_RING_RESET was not negotiated")
         self.transport.reset_queue(index)
         self.queues[index].release()
+        for exchange in self._exchanges.pop(index, []):
+            self._give_back(exchange.buffers)
+        self._early.pop(index, None)
         self.queues[index] = self._enabled_queue(index, self.queue_size if size is None else size)
         return self.queues[index]
 
@@ -290,48 +330,104 @@ class Driver:
         heard, self._config_heard = self._config_heard, self.transport.config_notifications
         return heard != self._config_heard
 
-    def wait_used(self, queue: DriverQueue, count: int = 1, timeout: float = 5.0) -> list[tuple[Any, int]]:
+    @contextlib.contextmanager
+    def within(self, timeout: float | None) -> Iterator[None]:
+        """Gives all that is done in the block `timeout` seconds together; None changes nothing.
+
+        A block inside a block cannot prolong it. Time spent elsewhere counts, and ends nothing by itself: what waits
+        for an answer raises TimedOut."""
+        before = self._deadline
+        if timeout is not None:
+            self._deadline = self.deadline(timeout)
+        try:
+            yield
+        finally:
+            self._deadline = before
+
+    def deadline(self, timeout: float | None) -> float:
+        """Until when to wait, in the seconds of time.monotonic: `timeout` from now, or what `within` leaves of it."""
+        if timeout is None:
+            return time.monotonic() + self.timeout if self._deadline is None else self._deadline
+        return min(time.monotonic() + timeout, float("inf") if self._deadline is None else self._deadline)
+
+    def wait_used(self, queue: DriverQueue, count: int = 1, timeout: float | None = None) -> list[tuple[Any, int]]:
         """Waits for `count` used buffers: (token, used length in bytes) each. Raises NeedsReset, or PeerError with
-        FAILED set if the device broke its ring, or VirtioError after `timeout` seconds."""
-        deadline = time.monotonic() + timeout
+        FAILED set if the device broke its ring, or TimedOut after `timeout` seconds: the next call has what came."""
+        deadline = self.deadline(timeout)
         done: list[tuple[Any, int]] = []
         while True:
             done += self._take_used(queue)
             if len(done) >= count:
                 return done
-            self._check_alive(deadline)
-            if not queue.enable_notifications():
-                self.transport.wait(max(0.0, min(0.05, deadline - time.monotonic())))
+            try:
+                self._check_alive(deadline)
+            except TimedOut:
+                self._early[queue.index] = done
+                raise
+            self._pause(queue, deadline)
+
+    def _pause(self, queue: DriverQueue, deadline: float) -> None:
+        if not queue.enable_notifications():
+            self.transport.wait(max(0.0, min(0.05, deadline - time.monotonic())))
 
     def _take_used(self, queue: DriverQueue) -> list[tuple[Any, int]]:
         try:
-            return queue.take_used()
+            used = queue.take_used()
         except PeerError:
             self.fail()
             raise
+        if self._exchanges.get(queue.index):
+            used = [answer for answer in used if not self._answered(queue, *answer)]
+        return self._early.pop(queue.index, []) + used if self._early else used
+
+    def _answered(self, queue: DriverQueue, token: Any, length: int) -> bool:
+        """Whether it is the answer to one of `transact`, that waits for it or does so no more."""
+        if not isinstance(token, Exchange):
+            return False
+        token.length = length
+        self._exchanges[queue.index].remove(token)
+        if token.overdue:
+            self._give_back(token.buffers)
+        return True
 
     def _check_alive(self, deadline: float) -> None:
         if self.transport.read_status() & DeviceStatus.DEVICE_NEEDS_RESET:
             raise NeedsReset("the device has set DEVICE_NEEDS_RESET")
         if time.monotonic() > deadline:
-            raise VirtioError("the device did not use the buffer in time")
+            raise TimedOut("the device did not use the buffer in time")
 
     def transact(
-        self, queue: DriverQueue, readable: Sequence[bytes], writable: Sequence[int], timeout: float = 5.0
+        self, queue: DriverQueue, readable: Sequence[bytes], writable: Sequence[int], timeout: float | None = None
     ) -> tuple[list[bytes], int]:
         """One request, start to end: sends the readable parts, returns the writable ones (of these sizes, in bytes)
-        and the used length. The queue must be idle."""
+        and the used length. But for requests that timed out, the queue must be idle. Raises as `wait_used`."""
         self._check_awake()
-        if queue.outstanding:
+        if late := self._exchanges.get(queue.index):
+            self._early[queue.index] = self._take_used(queue)
+        if queue.outstanding > len(late or ()) or self._early.get(queue.index):
             raise UsageError(f"queue {queue.index} has buffers outstanding")
         sent = [self._filled(part) for part in readable]
         received = [self._borrow(size) for size in writable]
-        queue.add([b.extent for b in sent], [b.extent for b in received])
+        token = Exchange(sent + received)
+        queue.add([b.extent for b in sent], [b.extent for b in received], token)
+        self._exchanges.setdefault(queue.index, []).append(token)
         self.kick(queue)
-        [(_, length)] = self.wait_used(queue, 1, timeout)
+        length = self._await_answer(queue, token, self.deadline(timeout))
         answers = [bytes(b.view) for b in received]
-        self._give_back(sent + received)
+        self._give_back(token.buffers)
         return answers, length
+
+    def _await_answer(self, queue: DriverQueue, token: Exchange, deadline: float) -> int:
+        try:
+            while True:
+                # Nothing but answers to `transact` can come here, and these are not returned.
+                self._take_used(queue)
+                if token.length is not None:
+                    return token.length
+                self._check_alive(deadline)
+                self._pause(queue, deadline)
+        finally:
+            token.overdue = token.length is None
 
     def _borrow(self, size: int) -> Buffer:
         buffer = self.transport.arena.allocate(size)

@@ -11,6 +11,7 @@
     │  └─ MessageError       in a carrier's message (vhost-user), a register access, a file of bytes
     ├─ TransportError        the carrier failed (chains the OSError)
     │  └─ Disconnected       the other side of the carrier is gone
+    ├─ TimedOut              no answer in time; the request stays under way, and its late answer is taken
     ├─ NeedsReset            the device has asked for a reset; nothing but a reset will be heard
     └─ EngineUnavailable     the compiled engine cannot be had here
 
@@ -91,6 +92,10 @@ class Disconnected(TransportError):
 
 class NeedsReset(VirtioError):
     """The device has set DEVICE_NEEDS_RESET: outstanding requests will not complete."""
+
+
+class TimedOut(VirtioError):
+    """No answer in time. What was asked is still under way: it keeps its memory, and its late answer is taken."""
 
 
 class EngineUnavailable(VirtioError):

@@ -24,6 +24,7 @@ PACKAGES = {
     "ping": "iputils-ping",
     "qemu-img": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-common",
+    "qemu-system-x86_64": "qemu-system-x86",
     "setarch": "util-linux",
     "sg_decode_sense": "sg3-utils",
     "sg_inq": "sg3-utils",

@@ -12,6 +12,7 @@ from typing import Final
 
 from construct import Array, Bytes, Int8ul, Int16ul, Int32ul, Int64ul, Struct
 
+from virtio_py.pci.virtio_legacy import virtio_pci_legacy, virtio_pci_legacy_msix
 from virtio_py.records import Record, RecordFamily, Rule
 
 
@@ -160,21 +161,10 @@ virtio_admin_cmd_legacy_notify_info_result = Record(
 
 virtio_pci_legacy_common_cfg = Record(
     "virtio_pci_legacy_common_cfg",
-    Struct(
-        "device_features" / Int32ul,
-        "driver_features" / Int32ul,
-        "queue_address" / Int32ul,
-        "queue_size" / Int16ul,
-        "queue_select" / Int16ul,
-        "queue_notify" / Int16ul,
-        "device_status" / Int8ul,
-        "isr_status" / Int8ul,
-        "config_msix_vector" / Int16ul,
-        "queue_msix_vector" / Int16ul,
-    ),
-    cite="4.1.4.10 Legacy Interfaces: A Note on PCI Device Layout",
+    Struct(*virtio_pci_legacy.layout.subcons, *virtio_pci_legacy_msix.layout.subcons),
+    cite=virtio_pci_legacy.cite,
 )
-"""The last two are there while MSI-X is enabled. (The text gives the structure no name.)"""
+"""Both parts in one, as while MSI-X is enabled. (The text gives the structure no name.)"""
 
 
 _LIST_MOST: Final = (1 << 16) // 8

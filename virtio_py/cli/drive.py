@@ -3,6 +3,8 @@
     virtio-py drive blk --socket-path /run/disk.sock info
     virtio-py drive blk --socket-path /run/disk.sock read --offset 0 --length 1M --output first.img
     virtio-py drive entropy --socket-path /run/rng.sock read --length 16
+    virtio-py drive net --socket-path /run/net.sock ping 10.0.0.1 --from 10.0.0.2
+    virtio-py drive scsi --socket-path /run/scsi.sock read 0:1 --length 64K --output start.img
 
 One process is the whole virtual machine: it has memory that the back-end maps, a driver that initialises the device
 and sends it requests, and ends when they are done. A back-end that leaves in the middle is looked for `--patience`
@@ -66,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     with closing(transport):
         wanted = (make.known_features | RING_FEATURES) & ~(bit(Feature.RING_PACKED) if args.split else 0)
         driver = make(transport, engine=engine_named(args.engine), features=wanted, queue_size=args.queue_size)
+        driver.timeout = args.timeout
         driver.start()
         status = kind.actions[args.action].run(driver, args)
         transport.write_status(0)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from random import Random
 from time import perf_counter
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Final
 
-from virtio_py.cli.drive_common import Action, Kind, add_json, byte_count, print_info
+from virtio_py.cli.drive_common import Action, Kind, add_bench, add_json, byte_count, opened, print_info, print_rate
 from virtio_py.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +46,7 @@ def _read(driver: BlkDriver, args: argparse.Namespace) -> int:
     end = size if args.length is None else args.offset + args.length
     if not args.offset <= end <= size:
         raise UsageError(f"bytes [{args.offset}, {end}) are not on a disk of {size}")
-    with _file(args.output, "wb") as output:
+    with opened(args.output, "wb") as output:
         for at in range(args.offset // _SECTOR * _SECTOR, end, _CHUNK):
             sectors = -(-(min(at + _CHUNK, end) - at) // _SECTOR)
             data = driver.read(at // _SECTOR, sectors)
@@ -67,7 +64,7 @@ def _write(driver: BlkDriver, args: argparse.Namespace) -> int:
     if args.offset % _SECTOR:
         raise UsageError(f"offset {args.offset} is not a multiple of {_SECTOR}")
     at = args.offset // _SECTOR
-    with _file(args.input, "rb") as source:
+    with opened(args.input, "rb") as source:
         for data in _chunks(source):
             if rest := len(data) % _SECTOR:
                 raise UsageError(f"the last {rest} bytes of {args.input} are not a whole sector")
@@ -82,22 +79,9 @@ def _chunks(source: IO[bytes]) -> Iterator[bytes]:
         yield data
 
 
-def _file(path: str, mode: str) -> Any:
-    if path == "-":
-        return nullcontext((sys.stdout if "w" in mode else sys.stdin).buffer)
-    return open(path, mode)  # our caller's `with` closes it
-
-
 def _flush(driver: BlkDriver, args: argparse.Namespace) -> int:
     driver.flush()
     return 0
-
-
-def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="how long (5)")
-    parser.add_argument("--block-size", type=byte_count, default=4096, metavar="BYTES", help="of each request (4096)")
-    parser.add_argument("--queue-depth", type=int, default=1, metavar="N", help="requests under way at a time (1)")
-    add_json(parser)
 
 
 def _bench(driver: BatchingBlkDriver, args: argparse.Namespace) -> int:
@@ -111,8 +95,7 @@ def _bench(driver: BatchingBlkDriver, args: argparse.Namespace) -> int:
     # The first one may have to wait for a compiler.
     driver.read(0, sectors)
     count, taken = _read_at_random(driver, blocks, sectors, args)
-    rate = count / taken if taken else 0.0
-    _print_rate(args, {"requests": count, "seconds": taken, "iops": rate, "bytes_per_second": rate * args.block_size})
+    print_rate(args.json, "reads", count, taken, args.block_size)
     return 0
 
 
@@ -135,14 +118,6 @@ def _read_at_random(
     return count, taken
 
 
-def _print_rate(args: argparse.Namespace, result: dict[str, float]) -> None:
-    if args.json:
-        print(json.dumps(result))
-        return
-    megabytes = result["bytes_per_second"] / 1e6
-    print(f"{result['iops']:.0f} IOPS, {megabytes:.1f} MB/s: {result['requests']} reads in {result['seconds']:.2f} s")
-
-
 def _add_nothing(parser: argparse.ArgumentParser) -> None:
     """The action has no options."""
 
@@ -155,7 +130,7 @@ KIND: Final = Kind(
         "read": Action("read bytes", _add_read, _read),
         "write": Action("write whole sectors, and flush", _add_write, _write),
         "flush": Action("make all writes durable", _add_nothing, _flush),
-        "bench": Action("read at random, and count", _add_bench, _bench),
+        "bench": Action("read at random, and count", add_bench, _bench),
     },
 )
 """The row of the table."""

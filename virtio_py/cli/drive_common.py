@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
@@ -41,9 +43,33 @@ def byte_count(text: str) -> int:
     return value
 
 
+def opened(path: str, mode: str) -> Any:
+    """A file, or with "-" the standard stream for "rb" or "wb", which stays open."""
+    if path == "-":
+        return nullcontext((sys.stdout if "w" in mode else sys.stdin).buffer)
+    return open(path, mode)  # our caller's `with` closes it
+
+
+def print_rate(as_json: bool, name: str, count: int, seconds: float, size: int) -> None:
+    """How many requests of `size` bytes there were in so many seconds."""
+    rate = count / seconds if seconds else 0.0
+    if as_json:
+        print(json.dumps({"requests": count, "seconds": seconds, "iops": rate, "bytes_per_second": rate * size}))
+        return
+    print(f"{rate:.0f} IOPS, {rate * size / 1e6:.1f} MB/s: {count} {name} in {seconds:.2f} s")
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Adds `--json`."""
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of reading at random."""
+    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="how long (5)")
+    parser.add_argument("--block-size", type=byte_count, default=4096, metavar="BYTES", help="of each request (4096)")
+    parser.add_argument("--queue-depth", type=int, default=1, metavar="N", help="requests under way at a time (1)")
+    add_json(parser)
 
 
 def print_info(driver: Driver, names: type[IntEnum] | None, config: Mapping[str, Any], as_json: bool) -> None:

@@ -8,7 +8,7 @@ import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from virtio_py.cli.drive_common import Action, Kind, add_json, byte_count
+from virtio_py.cli.drive_common import Action, Kind, add_json, byte_count, opened, print_info
 
 if TYPE_CHECKING:
     from virtio_py.devices.console.driver import ConsoleDriver
@@ -21,6 +21,15 @@ def _driver() -> type[ConsoleDriver]:
     from virtio_py.devices.console.driver import ConsoleDriver
 
     return ConsoleDriver
+
+
+def _info(driver: ConsoleDriver, args: argparse.Namespace) -> int:
+    from virtio_py.devices.console.layout import ConsoleFeature
+
+    size = driver.size
+    config = {"size": size, "ports": driver.max_nr_ports or 1}
+    print_info(driver, ConsoleFeature, config, args.json)
+    return 0
 
 
 def _add_list(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +70,7 @@ def _add_write(parser: argparse.ArgumentParser) -> None:
 
 def _write(driver: ConsoleDriver, args: argparse.Namespace) -> int:
     port = _port(driver, args)
-    with open(0 if args.input == "-" else args.input, "rb", closefd=args.input != "-") as source:
+    with opened(args.input, "rb") as source:
         while data := source.read(_CHUNK):
             port.write(data)
     port.flush()
@@ -88,6 +97,7 @@ KIND: Final = Kind(
     "a console",
     _driver,
     {
+        "info": Action("print what the console is", add_json, _info),
         "list": Action("print the ports", _add_list, _list),
         "read": Action("print what a port receives", _add_read, _read),
         "write": Action("send bytes to a port", _add_write, _write),

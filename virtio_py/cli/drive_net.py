@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Final
 
-from virtio_py.cli.drive_common import Action, Kind, add_json, print_info
+from virtio_py.cli import drive_net_ping
+from virtio_py.cli.drive_common import Action, Kind, add_json, byte_count, print_info
+from virtio_py.cli.drive_net_ping import parse_mac
 from virtio_py.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,11 +71,41 @@ def _send(driver: NetDriver, args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="how long (5)")
+    parser.add_argument("--frame-size", type=byte_count, default=60, metavar="BYTES", help="of each frame (60)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="frames for each notification (64)")
+    parser.add_argument("--to", metavar="MAC", default="ff:ff:ff:ff:ff:ff", help="whom they are for (everybody)")
+    add_json(parser)
+
+
+def _bench(driver: NetDriver, args: argparse.Namespace) -> int:
+    """Frames of an Ethertype that is free for experiments; those that arrive meanwhile are counted, too."""
+    if args.frame_size < 14 or args.batch < 1:
+        raise UsageError(f"{args.batch} frames of {args.frame_size} bytes")
+    frame = (parse_mac(args.to) + driver.info.mac + b"\x88\xb5").ljust(args.frame_size, b"\0")
+    # The first one may have to wait for a compiler.
+    driver.send_all([frame])
+    sent, received, start = 0, 0, perf_counter()
+    while (taken := perf_counter() - start) < args.seconds:
+        driver.send_all([frame] * args.batch)
+        sent, received = sent + args.batch, received + len(driver.receive_all())
+    rate = sent / taken
+    result = {"sent": sent, "received": received, "seconds": taken, "packets_per_second": rate}
+    if args.json:
+        print(json.dumps(result))
+        return 0
+    print(f"{rate:.0f} packets/s, {rate * args.frame_size / 1e6:.1f} MB/s: {sent} sent, {received} received")
+    return 0
+
+
 KIND: Final = Kind(
     "a network interface",
     _driver,
     {
         "info": Action("print what the interface is", add_json, _info),
+        "bench": Action("send frames, and count", _add_bench, _bench),
+        "ping": drive_net_ping.ACTION,
         "receive": Action("print frames that arrive", _add_receive, _receive),
         "send": Action("send frames", _add_send, _send),
     },

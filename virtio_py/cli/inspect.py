@@ -1,6 +1,7 @@
 """`virtio-py inspect`: decode PCI configuration space from files, sysfs or this machine, as text or JSON.
 
-With --ring it draws a virtqueue from a memory dump instead (`inspect_ring`).
+With --ring it draws a virtqueue from a memory dump instead (`inspect_ring`), and with --function it shows a function of
+this package (`inspect_function`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from virtio_py.cli import inspect_ring
+from virtio_py.cli import inspect_function, inspect_ring
 from virtio_py.cli.inspect_text import function_lines
 from virtio_py.errors import MessageError
-from virtio_py.pci.dump import looks_like_text, parse_dump
+from virtio_py.pci.dump import format_dump, looks_like_text, parse_dump
 from virtio_py.pci.header import CONFIG_SPACE_MAX
 from virtio_py.pci.walk import Function, is_virtio, walk
 
@@ -31,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
         "inspect",
         help="decode PCI configuration space, or draw a virtqueue from a memory dump",
         description="Decode PCI configuration space, virtio's capabilities and all others, as lspci -vvv does; or, "
-        "with --ring, draw a virtqueue that lies in a memory dump.",
+        "with --ring, draw a virtqueue that lies in a memory dump; or, with --function, show a function of our own.",
     )
     parser.add_argument(
         "paths",
@@ -42,18 +43,35 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="a list of functions, numbers as numbers")
     inspect_ring.add_arguments(parser)
+    inspect_function.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints every function named by the arguments; raises VirtioError or OSError for a path that cannot be decoded."""
+    if args.function is None:
+        inspect_function.refuse_arguments(args)
     if args.ring is not None:
         return inspect_ring.run(args)
     inspect_ring.refuse_arguments(args)
+    if args.function is not None:
+        return _show_own(args)
     functions = [f for path in args.paths for f in read_functions(Path(path))]
     if not args.paths:
         functions = list(virtio_functions())
-    if args.json:
+    return _show(functions, args.json)
+
+
+def _show_own(args: argparse.Namespace) -> int:
+    dumped = inspect_function.dumped_function(args)
+    if args.hex:
+        print(format_dump(dumped), end="")
+        return 0
+    return _show([walk(bytes(dumped.config), dumped.address)], args.json)
+
+
+def _show(functions: list[Function], as_json: bool) -> int:
+    if as_json:
         print(json.dumps([f.as_dict() for f in functions], indent=2))
     elif functions:
         _print_text(functions)

@@ -49,6 +49,8 @@ def refuse_arguments(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the ring; raises VirtioError or OSError for arguments or a file that do not hold one."""
+    if args.function is not None:
+        raise UsageError("--ring and --function are two things")
     for option in ("--queue-size", "--desc-at"):
         if _value(args, option) is None:
             raise UsageError(f"--ring needs {option}")

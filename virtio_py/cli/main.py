@@ -12,7 +12,7 @@ from typing import Final
 
 from virtio_py.errors import VirtioError
 
-COMMANDS: Final = ("bench", "clauses", "demo", "drive", "inspect", "serve", "trace")
+COMMANDS: Final = ("bench", "clauses", "conform", "conform_driver", "demo", "drive", "inspect", "serve", "trace")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -184,14 +184,21 @@ def _make_blk(args: argparse.Namespace) -> AbstractContextManager[Device]:
     if args.blk_file is None:
         raise UsageError("--blk-file is needed")
     medium = (DirectFileMedium if args.direct else FileMedium)(args.blk_file, args.read_only)
+    zones = serve_zones.make(args, medium.size)
     device = BlkDevice(
         medium,
         serial=args.serial.encode(),
         num_queues=args.num_queues,
         queue_size=args.queue_size,
-        zones=serve_zones.make(args, medium.size),
+        zones=zones,
     )
-    return _Holding(device, medium.close)
+    keeping = serve_zones.keep(args, zones)
+
+    def close() -> None:
+        keeping()
+        medium.close()
+
+    return _Holding(device, close)
 
 
 def _make_entropy(args: argparse.Namespace) -> AbstractContextManager[Device]:

@@ -75,17 +75,22 @@ class EntropyDriver(Driver):
     device_id = DeviceId.ENTROPY
     chunk: ClassVar[int] = 4096
 
-    def read(self, count: int) -> bytes:
+    def read(self, count: int, timeout: float | None = None) -> bytes:
         """`count` random bytes, in as many requests as it takes.
 
-        Raises RequestError, with FAILED set, for a device that returns a buffer without a random byte in it.
+        Raises TimedOut after `timeout` seconds, and RequestError, with FAILED set, for a device that returns a buffer
+        without a random byte in it.
         """
         data = bytearray()
-        while len(data) < count:
-            [answer], length = self.transact(self.queues[REQUESTQ], [], [min(count - len(data), self.chunk)])
-            if not length:
-                self.fail()
-                raise RequestError("a buffer came back empty", clause="entropy.device.device-op.1", queue=REQUESTQ)
-            # Only the used length counts: what lies behind it is not random, it is what the memory held before.
-            data += answer[:length]
+        with self.within(timeout):
+            while len(data) < count:
+                data += self._some(min(count - len(data), self.chunk))
         return bytes(data)
+
+    def _some(self, most: int) -> bytes:
+        [answer], length = self.transact(self.queues[REQUESTQ], [], [most])
+        if not length:
+            self.fail()
+            raise RequestError("a buffer came back empty", clause="entropy.device.device-op.1", queue=REQUESTQ)
+        # Only the used length counts: what lies behind it is not random, it is what the memory held before.
+        return answer[:length]

@@ -1,1 +1,1 @@
-"""PCI configuration space: layouts and decoding, the virtio capabilities among them. Knows no virtio device type."""
+"""PCI: configuration space as layouts, decoded and as a model of a function on a bus. Knows no virtio device type."""

@@ -30,6 +30,16 @@ class Dumped:
     config: bytearray = Factory(bytearray)
 
 
+_ROW_BYTES: Final = 16
+
+
+def format_dump(function: Dumped) -> str:
+    """The text, which ends in an empty line: dumps of several functions may follow each other."""
+    places = range(0, len(function.config), _ROW_BYTES)
+    rows = (f"{at:02x}: {function.config[at : at + _ROW_BYTES].hex(' ')}\n" for at in places)
+    return f"{function.address} function\n{''.join(rows)}\n"
+
+
 def looks_like_text(data: bytes) -> bool:
     """Whether these bytes can be a text dump; raw configuration space has zeros or high bytes."""
     return data.isascii() and all(byte >= 0x20 or byte in b"\t\n\v\f\r" for byte in data)

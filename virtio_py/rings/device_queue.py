@@ -72,6 +72,8 @@ class DeviceQueue(Half):
     """The device's half of a running virtqueue. One thread at a time may call.
 
     `take` raises RingError or MemoryFault for what the driver did wrong; nothing of a bad chain is handed out.
+
+    hold: asked on every completion whether the notification is to wait for `notify`
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class DeviceQueue(Half):
         self._inherited: list[Chain] = []
         self._resubmit: list[Chain] = []
         self.log: DirtyLog | None = None
+        self.hold: Callable[[], bool] | None = None
         self._bound = self.bind(memory)
         self._set_state(config.state)
         self._take = self._kernel("take")
@@ -204,6 +207,11 @@ class DeviceQueue(Half):
             self._publish(ready)
         else:
             self._tracker.finish(ready, self._publish)
+        if self.hold is None or not self.hold():
+            self.notify()
+
+    def notify(self) -> None:
+        """Tells the driver of what was completed since it was last told, if it wants to hear of it."""
         if self.needs_notification():
             self._notify()
 
@@ -217,8 +225,7 @@ class DeviceQueue(Half):
     def remind(self) -> None:
         """Sends a notification if the driver wants any: a device before us may have used buffers and not said so."""
         self._state[k.SINCE] = 1 << 16
-        if self.needs_notification():
-            self._notify()
+        self.notify()
 
     def _mark(self, log: DirtyLog, chains: Sequence[Chain]) -> None:
         """Notes what was written for these chains, and the ring's own part: all of it, which is a page or two."""
@@ -249,6 +256,8 @@ class DeviceQueue(Half):
 
     def pause(self) -> None:
         """Touches nothing of the queue until `resume`: nothing is taken, what is completed is held back."""
+        if self.hold is not None and not self._paused:
+            self.notify()
         self._paused = True
 
     def resume(self) -> None:

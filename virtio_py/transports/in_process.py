@@ -26,6 +26,8 @@ class InProcess(Transport):
     used_notifications: how many used buffer notifications have been sent.
     """
 
+    used_notifications: int
+
     def __init__(
         self,
         device: Device,

@@ -6,11 +6,10 @@ driver = EntropyDriver(transport).start()
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from typing import ClassVar, Final
 
-from virtio_py.driver import Transport
-from virtio_py.errors import MessageError, NegotiationError, PeerError
+from virtio_py.access import RegisterAccess
+from virtio_py.errors import MessageError, NegotiationError
 from virtio_py.memory import Arena
 from virtio_py.records import Record
 from virtio_py.rings.queue import DriverQueue
@@ -24,23 +23,13 @@ from virtio_py.transports.mmio_layout import (
     virtio_mmio,
     virtio_mmio_legacy,
 )
-from virtio_py.transports.registers import (
-    FEATURE_WORDS,
-    WORD,
-    ConfigAccess,
-    RegisterAccess,
-    feature_word,
-)
+from virtio_py.transports.register_transport import LegacyRegisters, Names, RegisterTransport, Wait
+from virtio_py.transports.registers import WORD, ConfigAccess
 
 PAGE: Final = 4096
 """GuestPageSize and QueueAlign of our legacy driver, in bytes."""
 
 _REGISTER: Final = 4
-_READS: Final = 1000
-"""How often a register, or a legacy configuration, is read that does not come to rest, before we give up."""
-
-Wait = Callable[[float], object]
-"""Returns when the interrupt line may have risen, or after so many seconds."""
 
 
 def discover(registers: RegisterAccess, arena: Arena, wait: Wait, config: Record | None = None) -> MmioTransport | None:
@@ -58,21 +47,26 @@ def discover(registers: RegisterAccess, arena: Arena, wait: Wait, config: Record
     return _TRANSPORTS[version](registers, device_id, arena, wait, config) if device_id else None
 
 
-class MmioTransport(Transport):
+class MmioTransport(RegisterTransport):
     """The driver's view of a register block of version 2; made by `discover`. One thread at a time may call."""
 
-    layout: Record = virtio_mmio
+    layout: ClassVar[Record] = virtio_mmio
+    names = Names(
+        device_features="DeviceFeatures",
+        driver_features="DriverFeatures",
+        device_select="DeviceFeaturesSel",
+        driver_select="DriverFeaturesSel",
+        status="Status",
+        queue_select="QueueSel",
+        queue_size="QueueSizeMax",
+        generation="ConfigGeneration",
+    )
 
     def __init__(
         self, registers: RegisterAccess, device_id: int, arena: Arena, wait: Wait, config: Record | None
     ) -> None:
+        super().__init__(device_id, arena, wait, ConfigAccess(registers, CONFIG, config))
         self._registers = registers
-        self._device_id = device_id
-        self._arena = arena
-        self._wait = wait
-        self._config = ConfigAccess(registers, CONFIG, config)
-        self._config_notifications = 0
-        self._sizes: dict[int, int] = {}
 
     def _read(self, name: str) -> int:
         return self._registers.read(self.layout.offset(name), _REGISTER)
@@ -83,71 +77,6 @@ class MmioTransport(Transport):
     def _write_address(self, name: str, address: int) -> None:
         self._write(f"{name}Low", address & WORD)
         self._write(f"{name}High", address >> 32)
-
-    @property
-    def arena(self) -> Arena:
-        """The memory given."""
-        return self._arena
-
-    @property
-    def device_id(self) -> int:
-        """DeviceID, as it was found."""
-        return self._device_id
-
-    @property
-    def num_queues(self) -> int:
-        """The queues from 0 on that have a size: no register tells their number."""
-        count = 0
-        while self.max_queue_size(count):
-            count += 1
-        return count
-
-    @property
-    def config_notifications(self) -> int:
-        """How many interrupts have said that the configuration changed."""
-        return self._config_notifications
-
-    def device_features(self) -> int:
-        """All words of DeviceFeatures."""
-        features = 0
-        for selector in range(FEATURE_WORDS):
-            self._write("DeviceFeaturesSel", selector)
-            features |= self._read("DeviceFeatures") << 32 * selector
-        return features
-
-    def accept_features(self, features: int) -> None:
-        """All words of DriverFeatures."""
-        for selector in range(FEATURE_WORDS):
-            self._write("DriverFeaturesSel", selector)
-            self._write("DriverFeatures", feature_word(features, selector))
-
-    def read_status(self) -> int:
-        """Status."""
-        return self._read("Status")
-
-    def write_status(self, value: int) -> None:
-        """Status."""
-        self._write("Status", value)
-
-    def read_config(self, offset: int, length: int) -> bytes:
-        """Part of the configuration space, each field at its own width."""
-        return self._config.read(offset, length)
-
-    def write_config(self, offset: int, data: bytes) -> None:
-        """Stores to the configuration space."""
-        self._config.write(offset, data)
-
-    def config_generation(self) -> int:
-        """ConfigGeneration."""
-        return self._read("ConfigGeneration")
-
-    def max_queue_size(self, index: int) -> int:
-        """QueueSizeMax."""
-        # Read once: the legacy interface forbids it while the queue is in use.
-        if index not in self._sizes:
-            self._write("QueueSel", index)
-            self._sizes[index] = self._read("QueueSizeMax")
-        return self._sizes[index]
 
     def enable_queue(self, queue: DriverQueue) -> None:
         """Writes the queue's registers and enables it. Raises NegotiationError if it is in use."""
@@ -167,20 +96,13 @@ class MmioTransport(Transport):
         """Stops using a queue. Raises PeerError if the device does not confirm it."""
         self._write("QueueSel", index)
         self._write("QueueReady", 0)
-        self._await_zero("QueueReady", index)
+        self.await_zero("QueueReady", index)
 
     def reset_queue(self, index: int) -> None:
         """Resets one queue. Raises PeerError if the device does not finish."""
         self._write("QueueSel", index)
         self._write("QueueReset", 1)
-        self._await_zero("QueueReset", index)
-
-    def _await_zero(self, name: str, index: int) -> None:
-        for _ in range(_READS):
-            if self._read(name) == 0:
-                return
-            self._wait(0.001)
-        raise PeerError(f"{name} does not become 0", queue=index)
+        self.await_zero("QueueReset", index)
 
     def shared_memory(self, ident: int) -> tuple[int, int] | None:
         """Guest address and length in bytes of a shared memory region (2.10), None where the device has none."""
@@ -209,14 +131,17 @@ class MmioTransport(Transport):
         self._wait(timeout)
         self.handle_interrupt()
 
-    def close(self) -> None:
-        """Nothing is held."""
 
-
-class LegacyMmioTransport(MmioTransport):
+class LegacyMmioTransport(LegacyRegisters, MmioTransport):
     """The driver's view of a register block of version 1, the legacy interface, on a little-endian machine."""
 
     layout = virtio_mmio_legacy
+    names = MmioTransport.names._replace(
+        device_features="HostFeatures",
+        driver_features="GuestFeatures",
+        device_select="HostFeaturesSel",
+        driver_select="GuestFeaturesSel",
+    )
     legacy_page = PAGE
 
     def __init__(
@@ -227,27 +152,13 @@ class LegacyMmioTransport(MmioTransport):
 
     def device_features(self) -> int:
         """HostFeatures: 32 bits are all there are."""
-        self._write("HostFeaturesSel", 0)
-        return self._read("HostFeatures")
+        self._write(self.names.device_select, 0)
+        return super().device_features()
 
     def accept_features(self, features: int) -> None:
         """GuestFeatures."""
-        self._write("GuestFeaturesSel", 0)
-        self._write("GuestFeatures", features)
-
-    def read_config(self, offset: int, length: int) -> bytes:
-        """Part of the configuration space, as two reads in a row found it: there is no generation to go by."""
-        before = super().read_config(offset, length)
-        for _ in range(_READS):
-            data = super().read_config(offset, length)
-            if data == before:
-                return data
-            before = data
-        raise PeerError(f"the configuration changed during each of {_READS} reads")
-
-    def config_generation(self) -> int:
-        """Always 0; `read_config` makes sure of its own."""
-        return 0
+        self._write(self.names.driver_select, 0)
+        super().accept_features(features)
 
     def enable_queue(self, queue: DriverQueue) -> None:
         """Writes the queue's registers and enables it. Raises NegotiationError if it is in use."""
@@ -261,7 +172,7 @@ class LegacyMmioTransport(MmioTransport):
         """Stops using a queue. Raises PeerError if the device does not confirm it."""
         self._write("QueueSel", index)
         self._write("QueuePFN", 0)
-        self._await_zero("QueuePFN", index)
+        self.await_zero("QueuePFN", index)
 
 
 _TRANSPORTS: Final[dict[int, type[MmioTransport]]] = {VERSION: MmioTransport, LEGACY_VERSION: LegacyMmioTransport}

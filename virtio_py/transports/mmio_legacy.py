@@ -10,12 +10,11 @@ from typing import ClassVar
 from attrs import define, field
 
 from virtio_py.device import DeviceEnd
-from virtio_py.errors import RingError
 from virtio_py.records import Record
-from virtio_py.rings.places import legacy_places
 from virtio_py.status import LEGACY_RING_FEATURES
-from virtio_py.transports.mmio import COMMON_READS, COMMON_WRITES, MmioDevice, offer, select
+from virtio_py.transports.mmio import COMMON_READS, COMMON_WRITES, MmioDevice, offer
 from virtio_py.transports.mmio_layout import LEGACY_VERSION, virtio_mmio_legacy
+from virtio_py.transports.register_device import select
 
 
 @define(eq=False)
@@ -28,12 +27,13 @@ class LegacyMmioDevice(MmioDevice):
     version: ClassVar[int] = LEGACY_VERSION
     layout: ClassVar[Record] = virtio_mmio_legacy
 
-    ring_features: int = LEGACY_RING_FEATURES
+    ring_features: int = field(default=LEGACY_RING_FEATURES, kw_only=True)
     _page_size: int = field(init=False, default=0)
     _aligns: dict[int, int] = field(init=False, factory=dict)
     _pages: dict[int, int] = field(init=False, factory=dict)
 
-    def _make_end(self) -> DeviceEnd:
+    def make_end(self) -> DeviceEnd:
+        """See RegisterDevice."""
         return DeviceEnd(self.device, self.memory, self, self.engine, self.ring_features, legacy=True)
 
     def forget(self) -> None:
@@ -59,18 +59,7 @@ class LegacyMmioDevice(MmioDevice):
             if self.in_use():
                 self.end.stop_queue(index)
             return
-        config = self.idle_queue()
-        align = self._aligns.get(index, 0)
-        for what, size in (("GuestPageSize", self._page_size), ("QueueAlign", align)):
-            if not size or size & (size - 1):
-                raise RingError(f"{what} is {size}, no power of 2", queue=index)
-        if not 0 < config.size <= config.max_size:
-            raise RingError(f"queue size {config.size} is not from 1 to {config.max_size}", queue=index)
-        places = legacy_places(config.size, align)
-        config.descriptor_area = value * self._page_size
-        config.driver_area = config.descriptor_area + places.driver
-        config.device_area = config.descriptor_area + places.device
-        self.end.enable_queue(index)
+        self.enable_legacy(value, self._page_size, self._aligns.get(index, 0))
         self._pages[index] = value
 
 

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, Protocol
+from typing import Final
 
+from virtio_py.access import WIDTHS, RegisterAccess
 from virtio_py.device import DeviceEnd
 from virtio_py.records import Field, Record
 from virtio_py.watch import wait_ready
-
-WIDTHS: Final = (1, 2, 4)
-"""Widths of register accesses, in bytes."""
 
 FEATURE_WORDS: Final = 4
 """How many times 32 feature bits there are, as far as anybody has assigned any."""
 
 WORD: Final = 0xFFFF_FFFF
-
-
-class RegisterAccess(Protocol):
-    """A block of registers, as whoever drives it reaches it. Offsets and widths in bytes, values little-endian."""
-
-    def read(self, offset: int, width: int) -> int: ...
-    def write(self, offset: int, value: int, width: int) -> None: ...
 
 
 def feature_word(features: int, selector: int) -> int:

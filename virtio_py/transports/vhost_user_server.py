@@ -82,6 +82,14 @@ class Server:
                 with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
                     self.serve_client(sock.accept()[0])
 
+    def serve_one(self, listener: socket.socket) -> None:
+        """Serves the first that connects to a listening socket, until it leaves or `stop`."""
+        with select.epoll() as epoll:
+            epoll.register(listener, select.EPOLLIN)
+            epoll.register(self._stop, select.EPOLLIN)
+            if self._stop not in dict(epoll.poll()):
+                self.serve_client(listener.accept()[0])
+
     def serve_client(self, connection: socket.socket) -> None:
         """Serves one connection to its end, and closes it."""
         client = Client(

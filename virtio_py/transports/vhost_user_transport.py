@@ -23,7 +23,7 @@ import select
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from time import monotonic, sleep
 from typing import Any, Final
 
@@ -65,7 +65,11 @@ class VhostUserTransport(Transport):
     OSError if nobody listens, and as a verb does.
 
     `close` gives back everything but the mapping, which ends with the last view of the arena.
+
+    used_notifications: used buffer notifications of all queues; those that came at one moment may count as one.
     """
+
+    used_notifications: int
 
     def __init__(
         self,
@@ -87,6 +91,7 @@ class VhostUserTransport(Transport):
         self._max_queue_size = max_queue_size
         self._timeout = timeout
         self._patience = patience
+        self.used_notifications = 0
         self._kicks: dict[int, int] = {}
         self._channel: Link | None = None
         self._link: Link | None = None
@@ -278,7 +283,8 @@ class VhostUserTransport(Transport):
                 self._frontend.broken()
             if self._channel is not None and self._channel.fileno() in found:
                 self._listen(self._channel)
-            if self._call in found and _consume(self._call):
+            if self._call in found and (heard := _consume(self._call)):
+                self.used_notifications += heard
                 # What was used comes first, even if nobody is there any more.
                 return
             if link.fileno() in found and link.receive(0):
@@ -341,6 +347,16 @@ class VhostUserTransport(Transport):
         told = self._frontend.num_queues
         return self._num_queues if told is None else told
 
+    @property
+    def tells_status(self) -> bool:
+        """Whether the back-end has agreed on VHOST_USER_PROTOCOL_F_STATUS."""
+        return self._frontend.has(ProtocolFeature.STATUS)
+
+    @property
+    def tells_config(self) -> bool:
+        """Whether the back-end has agreed on VHOST_USER_PROTOCOL_F_CONFIG."""
+        return self._frontend.has(ProtocolFeature.CONFIG)
+
     def device_features(self) -> int:
         """The offer, less what this carrier cannot carry."""
         return self._frontend.device_features
@@ -382,12 +398,13 @@ class VhostUserTransport(Transport):
         self._run(lambda: self._frontend.reset_queue(index))
 
 
-def _consume(fd: int) -> bool:
+def _consume(fd: int) -> int:
+    """How often the event was signalled."""
+    count = bytearray(8)
     # The back-end has the same open file, and may have made it one that waits.
-    try:
-        return bool(os.preadv(fd, [bytearray(8)], -1, os.RWF_NOWAIT))
-    except BlockingIOError:
-        return False
+    with suppress(BlockingIOError):
+        os.preadv(fd, [count], -1, os.RWF_NOWAIT)
+    return int.from_bytes(count, sys.byteorder)
 
 
 def _signal(fd: int) -> None:

@@ -97,7 +97,7 @@ class BatchingBlkDriver(BlkDriver):
     """A disk's driver that keeps many requests under way. The synchronous methods want their queue idle.
 
     An answer that is a failure is in its ticket; the methods raise UsageError for what cannot be asked, NeedsReset,
-    PeerError for a device that broke its ring, and VirtioError when time is up.
+    PeerError for a device that broke its ring, and TimedOut.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -170,23 +170,23 @@ class BatchingBlkDriver(BlkDriver):
         self._settle(self._take_used(self.queues[queue]))
         return self._finished.pop(queue, [])
 
-    def wait(self, count: int = 1, timeout: float = 5.0, queue: int = 0) -> list[Ticket]:
-        """At least `count` completed tickets, all there are. Raises VirtioError after `timeout` seconds: what has
+    def wait(self, count: int = 1, timeout: float | None = None, queue: int = 0) -> list[Ticket]:
+        """At least `count` completed tickets, all there are. Raises TimedOut after `timeout` seconds: what has
         completed is still to be had then from `poll`, and what has not keeps its memory until a reset."""
         waiting = self.queues[queue]
-        deadline = time.monotonic() + timeout
+        deadline = self.deadline(timeout)
         while (lacking := count - len(self._finished.get(queue, []))) > 0:
             if lacking > waiting.outstanding:
                 raise UsageError(f"{lacking} completions are wanted of {waiting.outstanding} requests under way")
             self._settle(self.wait_used(waiting, 1, deadline - time.monotonic()))
         return self.poll(queue)
 
-    def run(self, asks: Iterable[Ask], timeout: float = 5.0, queue: int = 0, depth: int = 64) -> list[Ticket]:
+    def run(self, asks: Iterable[Ask], timeout: float | None = None, queue: int = 0, depth: int = 64) -> list[Ticket]:
         """All of these, at most `depth` at a time under way: their tickets, in the order of `asks`.
 
-        Raises VirtioError when not all have completed after `timeout` seconds.
+        Raises TimedOut when not all have completed after `timeout` seconds.
         """
-        deadline = time.monotonic() + timeout
+        deadline = self.deadline(timeout)
         left: Iterator[Ask] = iter(asks)
         tickets: list[Ticket] = []
         under_way = 0

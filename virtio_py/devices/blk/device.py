@@ -20,8 +20,10 @@ from virtio_py.device import Device, DeviceEnd, QueueSpec
 from virtio_py.devices.blk.layout import (
     CONFIG_FIELDS,
     ID_BYTES,
+    LEGACY_FLUSH_OUT,
     SECTOR,
     BlkFeature,
+    BlkRequest,
     BlkStatus,
     RangeLimits,
     virtio_blk_config,
@@ -35,7 +37,7 @@ from virtio_py.devices.blk.zones import Zones
 from virtio_py.errors import RequestError, UsageError
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
-from virtio_py.spec import DeviceId, bit, mask
+from virtio_py.spec import DeviceId, Feature, bit, mask
 
 ALL_FEATURES: Final = mask(
     BlkFeature.SIZE_MAX,
@@ -308,7 +310,10 @@ class BlkDevice(Device):
             return BlkStatus.IOERR
         # `reserved` is not looked at: it was the priority once, and Linux still fills it.
         header = virtio_blk_req.decode(chain.readable.read(virtio_blk_req.size))
-        serve = (REQUESTS if self.zones is None else ZONE_REQUESTS).get(header.type)
+        legacy = not self._negotiated & bit(Feature.VERSION_1)
+        # An old name of FLUSH (blk-legacy.device.device-op.2).
+        kind = BlkRequest.FLUSH if legacy and header.type == LEGACY_FLUSH_OUT else header.type
+        serve = (REQUESTS if self.zones is None else ZONE_REQUESTS).get(kind)
         if serve is None:
             return BlkStatus.UNSUPP
         try:

@@ -81,7 +81,8 @@ class BlkDriver(Driver):
     """A disk's driver. One request is under way at a time; `batch` has the driver for many.
 
     Every method raises BlkError when the device fails the request, BlkUnsupported when it cannot be asked,
-    UsageError for a range outside the capacity or a write to a read-only disk, and what `Driver.transact` raises.
+    UsageError for a range outside the capacity or a write to a read-only disk, TimedOut after `timeout` seconds in
+    all, `Driver.timeout` a request where none is given, and what else `Driver.transact` raises.
 
     most_queues: of the device's request queues, how many are set up
     """
@@ -146,60 +147,65 @@ class BlkDriver(Driver):
 
     # Data
 
-    def read(self, sector: int, count: int, queue: int = 0) -> bytes:
+    def read(self, sector: int, count: int, queue: int = 0, timeout: float | None = None) -> bytes:
         """`count` sectors from `sector` on."""
         self._check_range(sector, count)
         parts: list[bytes] = []
-        for at, part in self._pieces(sector, count):
-            parts += self._request(BlkRequest.IN, at, room=self._cut(part * SECTOR), queue=queue)
+        with self.within(timeout):
+            for at, part in self._pieces(sector, count):
+                parts += self._request(BlkRequest.IN, at, room=self._cut(part * SECTOR), queue=queue)
         return b"".join(parts)
 
-    def write(self, sector: int, data: bytes, queue: int = 0) -> None:
+    def write(self, sector: int, data: bytes, queue: int = 0, timeout: float | None = None) -> None:
         """Stores whole sectors of data from `sector` on. Durable at once, or after `flush`: see `writeback`."""
         count, rest = divmod(len(data), SECTOR)
         if rest:
             raise UsageError(f"{len(data)} bytes are not whole sectors")
         self._check_write(sector, count)
-        for at, part in self._pieces(sector, count):
-            start = (at - sector) * SECTOR
-            self._request(BlkRequest.OUT, at, data[start : start + part * SECTOR], queue=queue)
+        with self.within(timeout):
+            for at, part in self._pieces(sector, count):
+                start = (at - sector) * SECTOR
+                self._request(BlkRequest.OUT, at, data[start : start + part * SECTOR], queue=queue)
 
-    def flush(self, queue: int = 0) -> None:
+    def flush(self, queue: int = 0, timeout: float | None = None) -> None:
         """On return, all writes that had completed are durable. Asks nothing of a device that writes through."""
         if self.has(BlkFeature.FLUSH):
-            self._request(BlkRequest.FLUSH, queue=queue)
+            self._request(BlkRequest.FLUSH, queue=queue, timeout=timeout)
         elif self.writeback:
             raise BlkUnsupported(BlkRequest.FLUSH, "VIRTIO_BLK_F_FLUSH was not negotiated")
 
-    def get_id(self, queue: int = 0) -> bytes:
+    def get_id(self, queue: int = 0, timeout: float | None = None) -> bytes:
         """The device ID string, at most 20 bytes, without its padding."""
-        [answer] = self._request(BlkRequest.GET_ID, room=[ID_BYTES], queue=queue)
+        [answer] = self._request(BlkRequest.GET_ID, room=[ID_BYTES], queue=queue, timeout=timeout)
         return answer.partition(b"\0")[0]
 
-    def get_lifetime(self, queue: int = 0) -> Any:
+    def get_lifetime(self, queue: int = 0, timeout: float | None = None) -> Any:
         """The fields of virtio_blk_lifetime. `virtio_blk_lifetime.violations` tells of values that are reserved."""
         self._need(BlkFeature.LIFETIME, BlkRequest.GET_LIFETIME)
-        [answer] = self._request(BlkRequest.GET_LIFETIME, room=[virtio_blk_lifetime.size], queue=queue)
+        room = [virtio_blk_lifetime.size]
+        [answer] = self._request(BlkRequest.GET_LIFETIME, room=room, queue=queue, timeout=timeout)
         return virtio_blk_lifetime.decode(answer)
 
     # Ranges
 
-    def discard(self, ranges: Iterable[tuple[int, int]], queue: int = 0) -> None:
+    def discard(self, ranges: Iterable[tuple[int, int]], queue: int = 0, timeout: float | None = None) -> None:
         """The content of the ranges (sector, number of sectors) is no longer needed; nothing is known of it then."""
         self._need(BlkFeature.DISCARD, BlkRequest.DISCARD)
-        self._send_ranges(BlkRequest.DISCARD, self.info.discard, ranges, False, queue)
+        self._send_ranges(BlkRequest.DISCARD, self.info.discard, ranges, False, queue, timeout)
 
-    def write_zeroes(self, ranges: Iterable[tuple[int, int]], unmap: bool = False, queue: int = 0) -> None:
+    def write_zeroes(
+        self, ranges: Iterable[tuple[int, int]], unmap: bool = False, queue: int = 0, timeout: float | None = None
+    ) -> None:
         """The ranges (sector, number of sectors) read as zeros; `unmap` lets the device give their storage back.
 
         After a BlkError nothing is known of any of the ranges."""
         self._need(BlkFeature.WRITE_ZEROES, BlkRequest.WRITE_ZEROES)
-        self._send_ranges(BlkRequest.WRITE_ZEROES, self.info.write_zeroes, ranges, unmap, queue)
+        self._send_ranges(BlkRequest.WRITE_ZEROES, self.info.write_zeroes, ranges, unmap, queue, timeout)
 
-    def secure_erase(self, ranges: Iterable[tuple[int, int]], queue: int = 0) -> None:
+    def secure_erase(self, ranges: Iterable[tuple[int, int]], queue: int = 0, timeout: float | None = None) -> None:
         """The content of the ranges (sector, number of sectors) is gone for good."""
         self._need(BlkFeature.SECURE_ERASE, BlkRequest.SECURE_ERASE)
-        self._send_ranges(BlkRequest.SECURE_ERASE, self.info.secure_erase, ranges, False, queue)
+        self._send_ranges(BlkRequest.SECURE_ERASE, self.info.secure_erase, ranges, False, queue, timeout)
 
     def _send_ranges(
         self,
@@ -208,6 +214,7 @@ class BlkDriver(Driver):
         ranges: Iterable[tuple[int, int]],
         unmap: bool,
         queue: int,
+        timeout: float | None,
     ) -> None:
         if limits is None or not (limits.max_sectors and limits.max_seg):
             raise BlkUnsupported(request, f"the device's limits are {limits}")
@@ -222,8 +229,9 @@ class BlkDriver(Driver):
             for at, part in split_range(sector, count, limits)
         )
         together = min(limits.max_seg, self._most * SECTOR // record.size)
-        while batch := b"".join(islice(segments, together)):
-            self._request(request, data=batch, queue=queue)
+        with self.within(timeout):
+            while batch := b"".join(islice(segments, together)):
+                self._request(request, data=batch, queue=queue)
 
     # The cache
 
@@ -271,9 +279,15 @@ class BlkDriver(Driver):
         return [min(self._segment, length - at) for at in range(0, length, self._segment)]
 
     def _request(
-        self, request: BlkRequest, sector: int = 0, data: bytes = b"", room: Sequence[int] = (), queue: int = 0
+        self,
+        request: BlkRequest,
+        sector: int = 0,
+        data: bytes = b"",
+        room: Sequence[int] = (),
+        queue: int = 0,
+        timeout: float | None = None,
     ) -> list[bytes]:
-        answers, length = self.transact(self.queues[queue], self._parts(request, sector, data), [*room, 1])
+        answers, length = self.transact(self.queues[queue], self._parts(request, sector, data), [*room, 1], timeout)
         self._judge(request, answers[-1][0], length, sum(room), queue)
         return answers[:-1]
 
@@ -287,7 +301,8 @@ class BlkDriver(Driver):
         if status != BlkStatus.OK:
             raise BlkError(request, status)
         # OK is 0, which is also what a status reads that nobody wrote, and data that nobody wrote are no data.
-        if length <= room:
+        # Of legacy devices no used length is believed (blk-legacy.driver.device-op.2).
+        if length <= room and not self.transport.legacy_page:
             self.fail()
             raise RequestError(f"{request.name} is OK, but only {length} bytes of it were written", queue=queue)
 

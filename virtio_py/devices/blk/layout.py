@@ -41,6 +41,10 @@ class BlkFeature(IntEnum):
     ZONED = 17
 
 
+LEGACY_FLUSH_OUT: Final = 5
+"""VIRTIO_BLK_T_FLUSH_OUT, which was another FLUSH."""
+
+
 class BlkRequest(IntEnum):
     """The `type` of a request, VIRTIO_BLK_T_* (5.2.6). Bit 0 does not tell the direction: SECURE_ERASE sends data."""
 

@@ -107,14 +107,21 @@ def _write(disk: Disk, sector: int, chain: Chain) -> BlkStatus:
 def stored(disk: Disk) -> BlkStatus:
     """What a write has to do before it completes."""
     if disk.writethrough:
-        disk.medium.flush()
+        commit(disk)
     return BlkStatus.OK
+
+
+def commit(disk: Disk) -> None:
+    """What was stored is persistent on return; what zones have become of it, after it."""
+    disk.medium.flush()
+    if disk.zones is not None:
+        disk.zones.commit()
 
 
 def _flush(disk: Disk, sector: int, chain: Chain) -> BlkStatus:
     if not disk.has(BlkFeature.FLUSH):
         return BlkStatus.UNSUPP
-    disk.medium.flush()
+    commit(disk)
     return BlkStatus.OK
 
 

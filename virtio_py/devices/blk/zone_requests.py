@@ -81,6 +81,8 @@ def _store(disk: Disk, zones: Zones, span: Span, chain: Chain) -> BlkStatus:
     disk.medium.write_from(span.offset, chain.readable.views())
     status = stored(disk)
     zones.written(sector, count)
+    if disk.writethrough:
+        zones.commit()
     return status
 
 
@@ -131,7 +133,11 @@ def _descriptor(zone: Zone) -> bytes:
 
 def _manage(request: BlkRequest) -> ZonedServe:
     def serve(disk: Disk, zones: Zones, sector: int, chain: Chain) -> BlkStatus:
-        return BlkStatus.IOERR if disk.read_only else zones.manage(request, sector)
+        if disk.read_only:
+            return BlkStatus.IOERR
+        status = zones.manage(request, sector)
+        zones.commit()
+        return status
 
     return serve
 
@@ -140,6 +146,7 @@ def _reset_all(disk: Disk, zones: Zones, sector: int, chain: Chain) -> BlkStatus
     if disk.read_only:
         return BlkStatus.IOERR
     zones.reset_all()
+    zones.commit()
     return BlkStatus.OK
 
 

@@ -146,13 +146,13 @@ class ZonedBlkDriver(BatchingBlkDriver):
 
     # Data
 
-    def append(self, sector: int, data: bytes, queue: int = 0) -> int:
+    def append(self, sector: int, data: bytes, queue: int = 0, timeout: float | None = None) -> int:
         """Stores data at the write pointer of the zone that begins with `sector`; returns where that was.
 
         At most `max_append_sectors`, and a multiple of the write granularity: one request, or UsageError.
         """
         self._check_append(sector, data)
-        [answer] = self._request(BlkRequest.ZONE_APPEND, sector, data, [_APPEND_SECTOR], queue)
+        [answer] = self._request(BlkRequest.ZONE_APPEND, sector, data, [_APPEND_SECTOR], queue, timeout)
         return self._placed(sector, data, answer)
 
     @staticmethod
@@ -219,16 +219,18 @@ class ZonedBlkDriver(BatchingBlkDriver):
             self._writable[start] = _Writable(zone.type != ZoneType.CONV, zone.start + zone.capacity)
         return self._writable[start]
 
-    def secure_erase(self, ranges: Iterable[tuple[int, int]], queue: int = 0) -> None:
+    def secure_erase(self, ranges: Iterable[tuple[int, int]], queue: int = 0, timeout: float | None = None) -> None:
         """As `BlkDriver.secure_erase`; the ranges are whole zones of full size, which are EMPTY afterwards."""
         wanted = list(ranges)
         if self.zoned is not None and any(n % self.zoned.zone_sectors for pair in wanted for n in pair):
             raise UsageError(f"what is erased is whole zones of {self.zoned.zone_sectors} sectors")
-        super().secure_erase(wanted, queue)
+        super().secure_erase(wanted, queue, timeout)
 
     # Zones
 
-    def report_zones(self, sector: int = 0, most: int | None = None, queue: int = 0) -> list[ZoneInfo]:
+    def report_zones(
+        self, sector: int = 0, most: int | None = None, queue: int = 0, timeout: float | None = None
+    ) -> list[ZoneInfo]:
         """The zones from the one that holds `sector` on, all or at most so many."""
         size = self._zones(BlkRequest.ZONE_REPORT).zone_sectors
         self._check_range(sector, 1)
@@ -236,9 +238,10 @@ class ZonedBlkDriver(BatchingBlkDriver):
         number = -(-(self.info.capacity - start) // size)
         left = number if most is None else min(most, number)
         zones: list[ZoneInfo] = []
-        while left:
-            zones += (some := self._report(start, left, queue))
-            start, left = start + len(some) * size, left - len(some)
+        with self.within(timeout):
+            while left:
+                zones += (some := self._report(start, left, queue))
+                start, left = start + len(some) * size, left - len(some)
         return zones
 
     def _report(self, start: int, most: int, queue: int) -> list[ZoneInfo]:
@@ -273,33 +276,33 @@ class ZonedBlkDriver(BatchingBlkDriver):
         pointer = raw.z_wp if moving else None
         return ZoneInfo(start, size, raw.z_cap, ZoneType(raw.z_type), ZoneState(raw.z_state), pointer)
 
-    def reset_all_zones(self, queue: int = 0) -> None:
+    def reset_all_zones(self, queue: int = 0, timeout: float | None = None) -> None:
         """Makes all zones EMPTY that can be."""
         self._zones(BlkRequest.ZONE_RESET_ALL)
         self._check_writable()
-        self._request(BlkRequest.ZONE_RESET_ALL, queue=queue)
+        self._request(BlkRequest.ZONE_RESET_ALL, queue=queue, timeout=timeout)
 
-    def open_zone(self, sector: int, queue: int = 0) -> None:
+    def open_zone(self, sector: int, queue: int = 0, timeout: float | None = None) -> None:
         """Makes the zone that begins with `sector` EOPEN: it stays open until it is closed, full or reset."""
-        self._manage(BlkRequest.ZONE_OPEN, sector, queue)
+        self._manage(BlkRequest.ZONE_OPEN, sector, queue, timeout)
 
-    def close_zone(self, sector: int, queue: int = 0) -> None:
+    def close_zone(self, sector: int, queue: int = 0, timeout: float | None = None) -> None:
         """Makes an open zone CLOSED, or EMPTY if nothing was written to it."""
-        self._manage(BlkRequest.ZONE_CLOSE, sector, queue)
+        self._manage(BlkRequest.ZONE_CLOSE, sector, queue, timeout)
 
-    def finish_zone(self, sector: int, queue: int = 0) -> None:
+    def finish_zone(self, sector: int, queue: int = 0, timeout: float | None = None) -> None:
         """Makes the zone FULL; what was not written of it reads as the device likes."""
-        self._manage(BlkRequest.ZONE_FINISH, sector, queue)
+        self._manage(BlkRequest.ZONE_FINISH, sector, queue, timeout)
 
-    def reset_zone(self, sector: int, queue: int = 0) -> None:
+    def reset_zone(self, sector: int, queue: int = 0, timeout: float | None = None) -> None:
         """Makes the zone EMPTY."""
-        self._manage(BlkRequest.ZONE_RESET, sector, queue)
+        self._manage(BlkRequest.ZONE_RESET, sector, queue, timeout)
 
-    def _manage(self, request: BlkRequest, sector: int, queue: int) -> None:
+    def _manage(self, request: BlkRequest, sector: int, queue: int, timeout: float | None) -> None:
         self._zones(request)
         self._check_start(sector)
         self._check_writable()
-        self._request(request, sector, queue=queue)
+        self._request(request, sector, queue=queue, timeout=timeout)
 
     def _zones(self, request: BlkRequest) -> ZonedInfo:
         if self.zoned is None:

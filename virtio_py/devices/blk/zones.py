@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from attrs import define, field
 
@@ -64,6 +64,16 @@ class Run(NamedTuple):
     written: bool
 
 
+class Journal(Protocol):
+    """Where the states of zones are kept for the next start."""
+
+    def store(self, zone: Zone) -> None:
+        """A zone has changed."""
+
+    def commit(self) -> None:
+        """What was stored is persistent on return."""
+
+
 @define(eq=False)
 class Zones:
     """All zones of a disk of `capacity` sectors. Raises UsageError for values that cannot be.
@@ -75,6 +85,7 @@ class Zones:
     max_open, max_active: zones at a time, 0 for no limit
     write_granularity: bytes, a multiple of 512
     max_append:     sectors in one append, 0 where there is none
+    journal:        is told of every change, if there is one
     """
 
     capacity: int
@@ -86,6 +97,7 @@ class Zones:
     max_active: int = field(default=0, kw_only=True)
     write_granularity: int = field(default=SECTOR, kw_only=True)
     max_append: int = field(kw_only=True)
+    journal: Journal | None = field(default=None, init=False)
     _zones: list[Zone] = field(init=False)
     _counts: Counter[ZoneState] = field(init=False, factory=Counter)
     # In the order of their last write: the first is the one to be closed.
@@ -127,6 +139,38 @@ class Zones:
             return Zone(start, size, size, ZoneType.CONV, ZoneState.NOT_WP, start)
         usable = size if self.zone_capacity is None else min(self.zone_capacity, size)
         return Zone(start, size, usable, _SEQUENTIAL[self.model], EMPTY, start)
+
+    # What outlives a restart
+
+    def __len__(self) -> int:
+        return len(self._zones)
+
+    def __iter__(self) -> Iterator[Zone]:
+        return iter(self._zones)
+
+    def restore(self, states: Sequence[tuple[ZoneState, int]]) -> None:
+        """The zones as they were: state and write pointer of each, none of them open. Raises UsageError, and has
+        changed nothing, for what these zones cannot be."""
+        for zone, (state, wp) in zip(self._zones, states, strict=True):
+            fits = zone.start <= wp <= zone.end and (state != EMPTY or wp == zone.start)
+            if (zone.type == ZoneType.CONV) != (state == ZoneState.NOT_WP) or state in OPEN or not fits:
+                raise UsageError(f"the zone at sector {zone.start} cannot be {state.name} with its pointer at {wp}")
+        if 0 < self.max_active < sum(state == CLOSED for state, _ in states):
+            raise UsageError(f"more than {self.max_active} zones are active")
+        for zone, (state, wp) in zip(self._zones, states, strict=True):
+            # Closed with nothing in it is empty.
+            zone.state, zone.wp = EMPTY if state == CLOSED and wp == zone.start else state, wp
+        self._counts = Counter(zone.state for zone in self._zones)
+        self._implicit.clear()
+
+    def _changed(self, zone: Zone) -> None:
+        if self.journal is not None:
+            self.journal.store(zone)
+
+    def commit(self) -> None:
+        """What zones have become is persistent on return, if it is kept at all."""
+        if self.journal is not None:
+            self.journal.commit()
 
     # What can be known
 
@@ -264,6 +308,7 @@ class Zones:
             self._move(zone, FULL)
         elif zone.state == IOPEN:
             self._implicit[zone.start] = self._implicit.pop(zone.start)
+        self._changed(zone)
 
     # Requests that are about zones
 
@@ -330,6 +375,7 @@ class Zones:
             self._implicit[zone.start] = zone
         if state == EMPTY:
             zone.wp = zone.start
+        self._changed(zone)
 
 
 def _possible(zone: Zone, state: ZoneState, wp: int) -> bool:

@@ -43,6 +43,7 @@ class ConsoleDriver(Driver):
     """A console's driver. `ports` are those that the device has announced, by number.
 
     most_ports: of the device's ports, how many get queues; others are refused when they are announced
+    max_nr_ports: how many there can be, 0 without MULTIPORT
     """
 
     device_id = DeviceId.CONSOLE
@@ -57,8 +58,8 @@ class ConsoleDriver(Driver):
     def queue_count(self) -> int:
         """Two; with VIRTIO_CONSOLE_F_MULTIPORT, those of as many ports as there can be, and the control queues."""
         self.ports, self._lanes, self._free = {}, {}, []
-        self._max_nr_ports = self._config().max_nr_ports if self.has(ConsoleFeature.MULTIPORT) else 0
-        self._max_ports = min(self._max_nr_ports, self.most_ports)
+        self.max_nr_ports = self._config().max_nr_ports if self.has(ConsoleFeature.MULTIPORT) else 0
+        self._max_ports = min(self.max_nr_ports, self.most_ports)
         if self.has(ConsoleFeature.MULTIPORT) and not self._max_ports:
             raise NegotiationError("the device has VIRTIO_CONSOLE_F_MULTIPORT and no port")
         return num_queues(self._max_ports)
@@ -93,7 +94,7 @@ class ConsoleDriver(Driver):
 
     # Ports
 
-    def port(self, which: int | str = 0, timeout: float = 5.0) -> ConsoleStream:
+    def port(self, which: int | str = 0, timeout: float | None = None) -> ConsoleStream:
         """The port with a number or a name, waited for. Raises UsageError if it does not come in time."""
         if not self.wait_until(lambda: self._find(which) is not None, timeout):
             raise UsageError(f"there is no port {which!r}")
@@ -165,14 +166,14 @@ class ConsoleDriver(Driver):
     def _device_add(self, number: int, value: int, payload: bytes) -> None:
         if number in self.ports:
             raise RequestError(f"port {number} is there already", clause="console.device.multiport.1")
-        if number >= self._max_nr_ports:
+        if number >= self.max_nr_ports:
             raise RequestError(f"port {number} cannot be", clause="console.device.multiport.2")
         if number < self._max_ports:
             self._add(number)
         self._say(number, ConsoleEvent.PORT_READY, int(number < self._max_ports))
 
     def _device_remove(self, number: int, value: int, payload: bytes) -> None:
-        if self._max_ports <= number < self._max_nr_ports:
+        if self._max_ports <= number < self.max_nr_ports:
             # One that we refused when it came.
             return
         if number not in self.ports:
@@ -221,9 +222,9 @@ class ConsoleDriver(Driver):
             self.fail()
             raise
 
-    def wait_until(self, condition: Callable[[], bool], timeout: float) -> bool:
+    def wait_until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
         """Works until `condition` holds; False after `timeout` seconds. Raises as `wait_used` does."""
-        deadline = monotonic() + timeout
+        deadline = self.deadline(timeout)
         while True:
             self.poll()
             if condition():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import define, field
 
 from virtio_py.devices.console.layout import ConsoleSize
-from virtio_py.errors import VirtioError
+from virtio_py.errors import TimedOut, VirtioError
 from virtio_py.memory import Buffer
 from virtio_py.rings.queue import DriverQueue, Extent
 
@@ -27,7 +27,7 @@ _UNREAD_MOST: Final = 1 << 16
 """Bytes that may wait to be read before receive buffers are kept back."""
 
 
-class PortTimeout(VirtioError):
+class PortTimeout(TimedOut):
     """The time is over. `done`: how many bytes were dealt with before."""
 
     def __init__(self, message: str, done: int) -> None:
@@ -146,7 +146,7 @@ class ConsoleStream:
         """Tells the device that nobody is here any more. What has arrived can still be read."""
         self._driver.set_open(self, False)
 
-    def write(self, data: bytes, timeout: float = 5.0) -> None:
+    def write(self, data: bytes, timeout: float | None = None) -> None:
         """Hands all of `data` to the device, in order. Raises PortTimeout, PortClosed when the port is removed."""
         view, done = memoryview(data), 0
 
@@ -160,19 +160,19 @@ class ConsoleStream:
         if not self._driver.wait_until(progress, timeout):
             raise PortTimeout(f"the device took {done} of {len(view)} bytes in time", done)
 
-    def flush(self, timeout: float = 5.0) -> None:
+    def flush(self, timeout: float | None = None) -> None:
         """Waits until the device has used all that was written. Raises PortTimeout."""
         queue = self.outlet.queue
         if not self._driver.wait_until(lambda: not queue.outstanding, timeout):
             raise PortTimeout(f"the device holds {queue.outstanding} buffers", 0)
 
-    def read(self, most: int = 1 << 16, timeout: float = 5.0) -> bytes:
+    def read(self, most: int = 1 << 16, timeout: float | None = None) -> bytes:
         """What has arrived, at least 1 and up to `most` bytes; none after `timeout` seconds, or at once if the port
         is removed."""
         self._driver.wait_until(lambda: bool(self._unread) or self.removed, timeout)
         return self._cut(most)
 
-    def read_exactly(self, count: int, timeout: float = 5.0) -> bytes:
+    def read_exactly(self, count: int, timeout: float | None = None) -> bytes:
         """`count` bytes. Raises PortTimeout and keeps what has arrived; `count` may be any number."""
         parts: deque[bytes] = deque()
         missing = count

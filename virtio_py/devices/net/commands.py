@@ -58,7 +58,8 @@ class RssSettings:
 
 class NetCommands(Driver):
     """Every command, for a driver that has `control`, its controlq. Each raises UsageError if the features do not
-    allow it, NetControlError if the device refuses it, and what `Driver.transact` raises."""
+    allow it, NetControlError if the device refuses it, and what `Driver.transact` raises; `Driver.within` says how long
+    they may take."""
 
     control: DriverQueue | None = None
     pairs: int = 1

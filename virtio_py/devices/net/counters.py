@@ -67,10 +67,7 @@ class Coalescing(NamedTuple):
 
 @define
 class CoalescingTable:
-    """The parameters that each queue has. They are kept and told; notifications come no later for them.
-
-    That is allowed ("best-effort"), and needed here: a device without a clock cannot promise max_usecs.
-    """
+    """The parameters that each queue has; `moderation` acts upon them."""
 
     receive: Coalescing = field(factory=Coalescing)
     transmit: Coalescing = field(factory=Coalescing)

@@ -12,6 +12,7 @@ Between driver and port stands `segmentation.fit`: either side is given what it 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
@@ -19,11 +20,12 @@ from attrs import Attribute, define, field, setters, validators
 
 from virtio_py.device import Device, DeviceEnd, QueueSpec
 from virtio_py.devices.net import parts
+from virtio_py.devices.net.associations import AssociationTable
 from virtio_py.devices.net.control import Refused, carry_out, serve_command
-from virtio_py.devices.net.counters import CoalescingTable, Counts, Role
+from virtio_py.devices.net.counters import Coalescing, CoalescingTable, Counts, Role
 from virtio_py.devices.net.filtering import ReceiveFilter
 from virtio_py.devices.net.flow_filter import FlowTable
-from virtio_py.devices.net.flow_layout import FlowAction
+from virtio_py.devices.net.flow_layout import FLOW_ACTIONS, IPSEC_ACTIONS, FlowAction, FlowRule
 from virtio_py.devices.net.flow_objects import FlowObjects
 from virtio_py.devices.net.header import Packet
 from virtio_py.devices.net.layout import (
@@ -42,6 +44,7 @@ from virtio_py.devices.net.layout import (
     VLAN_TAG,
     Duplex,
     Gso,
+    HdrFlag,
     NetFeature,
     NetStatus,
     consistent,
@@ -49,11 +52,13 @@ from virtio_py.devices.net.layout import (
     missing_any,
     virtio_net_config,
 )
+from virtio_py.devices.net.moderation import Moderation
 from virtio_py.devices.net.parsing import network_of, vlan_id
 from virtio_py.devices.net.ports.port import Port
 from virtio_py.devices.net.rarp import rarp_request
 from virtio_py.devices.net.reception import Reception
 from virtio_py.devices.net.rss import ALL_HASH_TYPES, NO_HASH, PacketHash, Steering
+from virtio_py.devices.net.security import receive_secured, secure
 from virtio_py.devices.net.segmentation import fit
 from virtio_py.devices.net.transmission import count_sent, read_packet
 from virtio_py.devices.net.tunnels import ALL_TUNNEL_TYPES
@@ -65,8 +70,8 @@ from virtio_py.spec import DeviceId, bit, mask
 from virtio_py.watch import Watch
 
 _F = NetFeature
-NOT_OFFERED: Final = mask(_F.GSO, _F.GUEST_RSC4, _F.GUEST_RSC6, _F.IPSEC)
-"""What this device cannot offer: legacy bits, and IPsec, whose structures `ipsec` has."""
+NOT_OFFERED: Final = mask(_F.GSO, _F.GUEST_RSC4, _F.GUEST_RSC6)
+"""What this device cannot offer: legacy bits."""
 ALL_FEATURES: Final = mask(*_F) & ~NOT_OFFERED
 WIDE_FEATURES: Final = ~((1 << 64) - 1)
 """Bits that a carrier with a 64-bit feature word cannot name."""
@@ -75,6 +80,8 @@ USUAL_FEATURES: Final = ALL_FEATURES & ~WIDE_FEATURES & ~mask(_F.RSC_EXT, _F.STA
 standby has to be the standby of something."""
 
 _MULTIQUEUE: Final = mask(_F.MQ, _F.RSS)
+_COALESCING: Final = mask(_F.NOTF_COAL, _F.VQ_NOTF_COAL)
+_ANNEX: Final = mask(_F.OUT_NET_HEADER, _F.IPSEC)
 OFFLOAD_FEATURES: Final = mask(
     *OFFLOAD_OF_GUEST_FEATURE, *OFFLOAD_OF_HOST_FEATURE, _F.CTRL_GUEST_OFFLOADS, _F.GUEST_HDRLEN
 )
@@ -84,6 +91,9 @@ OFFLOAD_FEATURES: Final = mask(
 def _check_features(device: NetDevice, attribute: Attribute[int], value: int) -> None:
     if value & ~ALL_FEATURES:
         raise UsageError(f"features {value & ~ALL_FEATURES:#x} are not this device's to offer")
+    if value & bit(_F.IPSEC) and not value & bit(_F.OUT_NET_HEADER):
+        # net-ipsec.device.feature-bits-prose.1
+        raise UsageError("VIRTIO_NET_F_IPSEC goes with VIRTIO_NET_F_OUT_NET_HEADER")
 
 
 def _check_mac(device: NetDevice, attribute: Attribute[Any], value: bytes | None) -> None:
@@ -115,11 +125,13 @@ class NetDevice(Device):
     pairs:     receive and transmit queues of each kind
     mtu, speed, duplex: what the driver is told, or None for nothing; bytes without Ethernet's header, Mbit/s
     features:  mask of what may be offered; a bit is offered where there is also something behind it
+    max_associations: how many of IPsec there may be in each direction
     outer_tunnel_bits: whether the driver wants the tunnel bits of `gso_type` to tell the outer network header's
                version, as Linux does, and not the inner one's, as the clauses say
     """
 
     device_id: ClassVar[DeviceId] = DeviceId.NET
+    moderates = True
     # A vhost-user front-end may keep controlq to itself, and then hands on what depends on it without CTRL_VQ.
     feature_needs = {feature: tuple(n for n in needs if n != _F.CTRL_VQ) for feature, needs in FEATURE_NEEDS.items()}
     port: Port
@@ -135,6 +147,7 @@ class NetDevice(Device):
     supported_hash_types: int = field(default=ALL_HASH_TYPES, kw_only=True)
     supported_tunnel_types: int = field(default=ALL_TUNNEL_TYPES, kw_only=True)
     max_rss_contexts: int = field(default=8, validator=validators.ge(1), kw_only=True)
+    max_associations: int = field(default=64, validator=validators.ge(1), kw_only=True)
     outer_tunnel_bits: bool = field(default=False, kw_only=True)
     features: int = field(default=0, init=False)
     offloads: int = field(default=0, init=False)
@@ -142,10 +155,14 @@ class NetDevice(Device):
     filter: ReceiveFilter = field(init=False, factory=ReceiveFilter)
     steering: Steering = field(init=False, factory=Steering)
     coalescing: CoalescingTable = field(init=False, factory=CoalescingTable)
+    moderation: Moderation = field(init=False)
     configured: dict[tuple[int, int], bytes] = field(init=False, factory=dict)
     reception: Reception = field(init=False, factory=Reception)
     flows: FlowTable = field(init=False, factory=FlowTable)
     _flow_objects: FlowObjects = field(init=False)
+    associations: AssociationTable = field(init=False, factory=AssociationTable)
+    _opened: deque[Packet] = field(init=False, factory=deque)
+    _opened_from: Packet | None = field(default=None, init=False)
     _announcing: bool = field(default=False, init=False)
     _own_mac: bytes | None = field(init=False)
     _end: DeviceEnd | None = field(default=None, init=False)
@@ -158,6 +175,7 @@ class NetDevice(Device):
             raise UsageError("more than one pair of queues takes VIRTIO_NET_F_MQ or VIRTIO_NET_F_RSS")
         self._own_mac = self.mac
         self._flow_objects = FlowObjects(self.flows)
+        self.moderation = Moderation(self._notify)
         self.port.attach(self.receive)
         # A value that its field cannot hold is to be refused here, not when a driver comes and reads.
         self.read_config()
@@ -276,8 +294,10 @@ class NetDevice(Device):
         self.features = features
         self.offloads = self.negotiated_offloads
         self.reception = Reception(features)
-        self.flows = FlowTable([index for index in range(2 * self.pairs) if self.role(index) == Role.RX])
+        receiveqs = [index for index in range(2 * self.pairs) if self.role(index) == Role.RX]
+        self.flows = FlowTable(receiveqs, actions=FLOW_ACTIONS + IPSEC_ACTIONS * self.has(_F.IPSEC))
         self._flow_objects = FlowObjects(self.flows)
+        self.associations = AssociationTable(self.max_associations, self.max_associations)
         vlans: set[int] | None = set() if self.has(_F.CTRL_VLAN) else None
         # A driver that was not given the address has one of its own, of which it may never tell.
         mac = self._own_mac if self.has(_F.MAC) else None
@@ -293,7 +313,9 @@ class NetDevice(Device):
         self._end, self._announcing, self._starved = None, False, False
         self._own_mac = self.mac
         self.filter, self.steering, self.coalescing = ReceiveFilter(), Steering(), CoalescingTable()
-        self.reception, self.flows = Reception(), FlowTable()
+        self.reception, self.flows, self.associations = Reception(), FlowTable(), AssociationTable()
+        self._opened_from = None
+        self.moderation = Moderation(self._notify)
         self._flow_objects = FlowObjects(self.flows)
         self.configured.clear()
         self._counts.clear()
@@ -339,20 +361,40 @@ class NetDevice(Device):
                 raise RequestError(f"a part that cannot be set: {refused}") from refused
 
     def capabilities(self) -> Mapping[int, Capability]:
-        """Those of flow filters."""
-        return self._flow_objects.capabilities()
+        """Those of flow filters, and of IPsec once it is negotiated."""
+        security = self.associations.capabilities() if self.has(_F.IPSEC) else {}
+        return {**self._flow_objects.capabilities(), **security}
 
     def resource_types(self) -> Mapping[int, ResourceType]:
-        """Those of flow filters."""
-        return self._flow_objects.resource_types()
+        """Those of flow filters, and of IPsec once it is negotiated."""
+        security = self.associations.resource_types() if self.has(_F.IPSEC) else {}
+        return {**self._flow_objects.resource_types(), **security}
 
     def queue_reset(self, index: int) -> None:
         """The buffers kept of a queue are the driver's again."""
         self.reception.forget(index)
+        self.moderation.forget(index)
 
     def watch(self) -> Sequence[Watch]:
-        """What the port waits for."""
-        return self.port.watch()
+        """What the port waits for, and the times of notifications that are held back."""
+        return [*self.port.watch(), *self.moderation.watch()]
+
+    def hold_notification(self, index: int) -> bool:
+        """Whether coalescing has the driver wait for it."""
+        if not self.features & _COALESCING or self.role(index) not in (Role.RX, Role.TX):
+            return False
+        return self.moderation.holds(index, *self._moderated(index))
+
+    def _moderated(self, index: int) -> tuple[Coalescing, int]:
+        """The parameters of a queue, and how many packets have passed it."""
+        queue, role = self.in_service(index), Role(index & 1)
+        limits = self.coalescing.of(role, queue) if queue is not None else Coalescing()
+        return limits, self._counts_of(index)["rx_packets" if role == Role.RX else "tx_packets"]
+
+    def _notify(self, index: int) -> None:
+        queue = self.in_service(index)
+        if queue is not None and self._end is not None and self._end.running:
+            queue.notify()
 
     def handle(self, queue: DeviceQueue, chain: Chain) -> None:
         """Serves one chain of any queue. Raises RequestError for one that nobody can be told of otherwise."""
@@ -363,12 +405,13 @@ class NetDevice(Device):
 
     def _control(self, queue: DeviceQueue, chain: Chain) -> None:
         serve_command(self, self.counts(queue.index), chain)
+        self.moderation.recheck(self._moderated)
 
     def _transmit(self, queue: DeviceQueue, chain: Chain) -> None:
         counts = self._counts_of(queue.index)
         try:
-            packet = read_packet(chain, self.reception.header_bytes)
-            leaving = list(fit(packet, self.port.offloads))
+            packet = read_packet(chain, self.reception.header_bytes, self.features)
+            leaving = self._leaving(packet)
         except RequestError:
             # There is nobody to tell, and nothing else is wrong with the queue: the packet is lost, as on a wire.
             counts.update(tx_drops=1, tx_drop_malformed=1)
@@ -380,6 +423,11 @@ class NetDevice(Device):
         self.steering.transmitted(packet.frame, queue.index // 2)
         for part in leaving:
             self.port.send(part)
+
+    def _leaving(self, packet: Packet) -> list[Packet]:
+        if packet.flags & HdrFlag.SECURITY:
+            return secure(self.associations, packet)
+        return list(fit(packet, self.port.offloads))
 
     def _keep(self, queue: DeviceQueue, chain: Chain) -> None:
         self.reception.keep(queue, chain)
@@ -403,7 +451,36 @@ class NetDevice(Device):
         frame = packet.frame
         if len(frame) < ETHERNET_HEADER or not self.filter.accepts(frame):
             return self._drop(0)
-        index, found = self._steer(end, frame)
+        rule = self._rule(frame)
+        if rule is not None and rule.action in IPSEC_ACTIONS:
+            return self._receive_secured(end, packet, rule)
+        return self._receive_clear(end, packet, rule)
+
+    def _rule(self, frame: bytes) -> FlowRule | None:
+        return self.flows.match(frame, network_of(frame)) if self.flows.rules else None
+
+    def _receive_secured(self, end: DeviceEnd, packet: Packet, rule: FlowRule) -> bool:
+        """Opens a packet and delivers what is in it. What finds no buffer waits here, opened: when the port comes with
+        the packet again, its sequence number has been seen."""
+        if self._opened_from is not packet:
+            try:
+                parts = list(fit(packet, 0))
+            except RequestError:
+                return self._drop(0)
+            self._opened = deque(receive_secured(self.associations, part) for part in parts)
+        while self._opened:
+            part = self._opened[0]
+            # Once more through the rules, and only once: a packet that would come here again is steered.
+            again = self._rule(part.frame) if rule.action == FlowAction.IPSEC_RECIRCULATE else None
+            if not self._receive_clear(end, part, again):
+                self._opened_from = packet
+                return False
+            self._opened.popleft()
+        self._opened_from = None
+        return True
+
+    def _receive_clear(self, end: DeviceEnd, packet: Packet, rule: FlowRule | None) -> bool:
+        index, found = self._steer(end, packet.frame, rule)
         queue = end.active_queue(index) if index is not None else None
         if queue is None:
             return self._drop(0)
@@ -411,19 +488,24 @@ class NetDevice(Device):
             parts = list(fit(packet, self.offloads, self.outer_tunnel_bits))
         except RequestError:
             return self._drop(queue.index)
+        if self.features & _ANNEX:
+            parts = [self._annexed(part, packet) for part in parts]
         return self._deliver(end, queue, parts, found)
 
-    def _steer(self, end: DeviceEnd, frame: bytes) -> tuple[int | None, PacketHash]:
+    def _annexed(self, part: Packet, whole: Packet) -> Packet:
+        network = network_of(part.frame) if self.has(_F.OUT_NET_HEADER) else None
+        return part.annexed(whole)._replace(outer_nh_offset=network.start if network is not None else 0)
+
+    def _steer(self, end: DeviceEnd, frame: bytes, rule: FlowRule | None) -> tuple[int | None, PacketHash]:
         """The virtqueue that a frame goes to, None for none, and its hash: flow filters come before all steering."""
-        if self.pairs == 1 and self.steering.plain and not self.flows.rules and end.active_queue(0) is not None:
+        if self.pairs == 1 and self.steering.plain and rule is None and end.active_queue(0) is not None:
             return 0, NO_HASH
         network = network_of(frame)
         if self.has(_F.MQ) and not self.has(_F.CTRL_VQ):
             # Then nobody will say how many pairs are used: those that were enabled are.
             self.steering.pairs = max(1, sum(end.active_queue(2 * n) is not None for n in range(self.pairs)))
         number, found = self.steering.choose(frame, network, lambda n: end.active_queue(2 * n) is not None)
-        rule = self.flows.match(frame, network)
-        if rule is not None:
+        if rule is not None and rule.action in FLOW_ACTIONS:
             return (rule.vq_index if rule.action == FlowAction.DIRECT_RX_VQ else None), found
         return (None if number is None else 2 * number), found
 

@@ -10,13 +10,23 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, ClassVar, Final
 
 from attrs import frozen
 
 from virtio_py.devices.net.commands import NetCommands
-from virtio_py.devices.net.header import Packet, decode_header, encode_header, header_size, packet_of
+from virtio_py.devices.net.header import (
+    SECURITY_FLAGS,
+    Packet,
+    annex_of,
+    decode_header,
+    encode_header,
+    header_size,
+    packet_of,
+)
+from virtio_py.devices.net.ipsec import IPSEC_OUTB_SA
 from virtio_py.devices.net.layout import (
     ETHERNET_HEADER,
     FEATURE_NEEDS,
@@ -44,6 +54,9 @@ from virtio_py.spec import DeviceId, mask
 
 _F = NetFeature
 _BIG: Final = mask(_F.GUEST_TSO4, _F.GUEST_TSO6, _F.GUEST_UFO, _F.GUEST_USO4, _F.GUEST_USO6)
+_ANNEX: Final = mask(_F.OUT_NET_HEADER, _F.IPSEC)
+USUAL_MTU: Final = 1500
+"""What is assumed of a path where the device says nothing, in bytes without Ethernet's header."""
 _NO_MAC: Final = b"\x02virt\0"
 """Locally administered: what we are called where the device has no name for us."""
 
@@ -69,10 +82,11 @@ class NetDriver(NetCommands):
     """A network interface's driver. What the device cannot be sent undone is done in software.
 
     receive_bytes: how much memory is kept posted in each receiveq
+    protecting: outbound associations of IPsec that exist, and by how many bytes they make a packet longer at most
     """
 
     device_id = DeviceId.NET
-    known_features = mask(*_F) & ~mask(_F.GSO, _F.GUEST_RSC4, _F.GUEST_RSC6, _F.IPSEC, _F.RSC_EXT)
+    known_features = mask(*_F) & ~mask(_F.GSO, _F.GUEST_RSC4, _F.GUEST_RSC6, _F.RSC_EXT)
     feature_needs = FEATURE_NEEDS
     receive_bytes: ClassVar[int] = 1 << 20
     merged_size: ClassVar[int] = 2048
@@ -96,6 +110,7 @@ class NetDriver(NetCommands):
         """Step 8: receive buffers are there before DRIVER_OK; the device is told of them after it."""
         self.pairs, self.contexts = 1, set()
         self.control = self.queues[2 * self.max_pairs] if self.has(_F.CTRL_VQ) else None
+        self.protecting: dict[int, int] = {}
         self._header = header_size(self.features)
         self._host = host_offloads(self.features)
         self._arrived: list[deque[tuple[Any, Packet]]] = [deque() for _ in range(self.max_pairs)]
@@ -132,41 +147,90 @@ class NetDriver(NetCommands):
 
     # Sending
 
-    def send(self, packet: Packet | bytes, pair: int = 0, timeout: float = 5.0) -> None:
+    def send(self, packet: Packet | bytes, pair: int = 0, timeout: float | None = None) -> None:
         """Queues a frame, or a packet that is not finished; finishes it as far as the device does not.
 
         Waits while the queue is full. Raises UsageError for what must not be sent, RequestError for a packet whose
         offsets are wrong, and what `Driver.wait_used` raises."""
+        self._check_pair(pair)
+        for part in self._prepared(packet):
+            self._send(self.transmitq(pair), part, timeout)
+
+    def _check_pair(self, pair: int) -> None:
         if not 0 <= pair < self.pairs:
             raise UsageError(f"transmitq{pair + 1} is not in use, only {self.pairs}")
+
+    def _prepared(self, packet: Packet | bytes) -> Iterator[Packet]:
+        """What the device can be sent for a packet."""
         whole = Packet(packet) if isinstance(packet, bytes) else packet
         if not ETHERNET_HEADER <= len(whole.frame) <= MAX_FRAME + VLAN_TAG:
             raise UsageError(f"{len(whole.frame)} bytes are no frame")
         # DATA_VALID and RSC_INFO are a device's to set.
         whole = whole._replace(flags=whole.flags & ~(HdrFlag.DATA_VALID | HdrFlag.RSC_INFO))
+        if whole.flags & SECURITY_FLAGS:
+            whole = self._to_secure(whole)
         for part in fit(whole, self._host):
-            self._check_mtu(part)
-            self._send(self.transmitq(pair), part, timeout)
+            sent = part.annexed(whole) if self.features & _ANNEX else part
+            self._check_mtu(sent)
+            yield sent
 
-    def send_all(self, packets: Iterable[Packet | bytes], pair: int = 0) -> None:
-        """Sends packets, and waits until the device has taken them all."""
-        for packet in packets:
-            self.send(packet, pair)
-        self.flush(pair)
+    def send_all(self, packets: Iterable[Packet | bytes], pair: int = 0, timeout: float | None = None) -> None:
+        """Sends packets, as many as the queue holds with one publish and one notification, and waits until the device
+        has taken them all. Raises as `send`; what comes before the packet that must not be sent may have been."""
+        self._check_pair(pair)
+        queue = self.transmitq(pair)
+        parts = chain.from_iterable(self._prepared(packet) for packet in packets)
+        with self.within(timeout):
+            while batch := list(islice(parts, queue.size)):
+                while batch := batch[self._add_many(queue, batch) :]:
+                    self._reclaim(self.wait_used(queue))
+            self.flush(pair)
 
-    def flush(self, pair: int = 0, timeout: float = 5.0) -> None:
+    def _add_many(self, queue: DriverQueue, packets: Sequence[Packet]) -> int:
+        """Makes packets available, the first ones; how many there was room for. Raises UsageError if there never is."""
+        self._reclaim(self._take_used(queue))
+        buffers: list[Buffer] = []
+        for packet in packets[: queue.free_slots]:
+            try:
+                buffers.append(self._filled(encode_header(packet, self._header) + packet.frame))
+            except UsageError:
+                if not buffers and not queue.outstanding:
+                    raise
+                break
+        added = queue.add_many([([buffer.extent], (), buffer) for buffer in buffers])
+        self._give_back(buffers[added:])
+        self.kick(queue)
+        return added
+
+    def flush(self, pair: int = 0, timeout: float | None = None) -> None:
         """Waits until the device has taken everything that was sent."""
         queue = self.transmitq(pair)
-        while queue.outstanding:
-            self._reclaim(self.wait_used(queue, 1, timeout))
+        with self.within(timeout):
+            while queue.outstanding:
+                self._reclaim(self.wait_used(queue))
+
+    def _to_secure(self, packet: Packet) -> Packet:
+        """The packet, with SECURITY only if it is to be secured: one that was received may have the flag, too."""
+        flags = packet.flags & ~SECURITY_FLAGS
+        if not packet.flags & HdrFlag.SECURITY or packet.resource_type != IPSEC_OUTB_SA:
+            return packet._replace(flags=flags, resource_id=0, resource_type=0)
+        if packet.resource_id not in self.protecting:
+            raise UsageError(f"there is no outbound association {packet.resource_id}")
+        return packet._replace(flags=flags | HdrFlag.SECURITY)
 
     def _check_mtu(self, packet: Packet) -> None:
-        mtu = self.info.mtu
+        secured = bool(packet.flags & HdrFlag.SECURITY)
+        mtu = self.info.mtu if self.info.mtu or not secured else USUAL_MTU
+        if mtu is None or (packet.gso != Gso.NONE and not secured):
+            return
+        # What a device encrypts it cuts first, and nobody can cut it afterwards (net-ipsec.driver.ipsec-operation.7).
+        length = len(packet.frame) if packet.gso == Gso.NONE else packet.hdr_len + packet.gso_size
+        length += self.protecting[packet.resource_id] if secured else 0
         tag = VLAN_TAG if vlan_id(packet.frame) is not None else 0
-        if mtu is not None and packet.gso == Gso.NONE and len(packet.frame) > mtu + ETHERNET_HEADER + tag:
-            raise UsageError(f"a frame of {len(packet.frame)} bytes, with an MTU of {mtu}")
+        if length > mtu + ETHERNET_HEADER + tag:
+            raise UsageError(f"a frame of {length} bytes, with an MTU of {mtu}")
 
-    def _send(self, queue: DriverQueue, packet: Packet, timeout: float) -> None:
+    def _send(self, queue: DriverQueue, packet: Packet, timeout: float | None) -> None:
         self._reclaim(self._take_used(queue))
         while not queue.free_slots:
             self._reclaim(self.wait_used(queue, 1, timeout))
@@ -179,13 +243,13 @@ class NetDriver(NetCommands):
 
     # Receiving
 
-    def receive(self, pair: int = 0, timeout: float = 5.0) -> Packet | None:
+    def receive(self, pair: int = 0, timeout: float | None = None) -> Packet | None:
         """The next packet of a receiveq, None after `timeout` seconds; its full header is `last_header`.
 
         The packet may have been left unfinished, as far as the features allow: `segmentation.fit(packet, 0)` makes
         frames of it. Raises RequestError, with FAILED set, for a device that breaks the specification.
         """
-        deadline = time.monotonic() + timeout
+        deadline = self.deadline(timeout)
         while not self._arrived[pair]:
             self._collect(pair)
             left = deadline - time.monotonic()
@@ -197,6 +261,16 @@ class NetDriver(NetCommands):
                     self.transport.wait(min(0.05, left))
         self.last_header, packet = self._arrived[pair].popleft()
         return packet
+
+    def receive_many(self, count: int, pair: int = 0, timeout: float | None = None) -> list[Packet]:
+        """The next `count` packets of a receiveq, or those that have come after `timeout` seconds."""
+        deadline, found = self.deadline(timeout), list[Packet]()
+        while len(found) < count:
+            packet = self.receive(pair, deadline - time.monotonic())
+            if packet is None:
+                break
+            found.append(packet)
+        return found
 
     def receive_all(self, pair: int = 0) -> list[Packet]:
         """The packets that have arrived, without waiting."""
@@ -237,7 +311,10 @@ class NetDriver(NetCommands):
         lonely = header.flags & HdrFlag.UDP_TUNNEL_CSUM and header.flags & HdrFlag.NEEDS_CSUM
         if virtio_net_hdr.violations(header) or (lonely and not header.gso_type & TUNNEL):
             return
-        self._arrived[pair].append((header, packet_of(header, frame)))
+        packet = packet_of(header, frame)
+        if self.features & _ANNEX:
+            packet = annex_of(packet, header, self.features)
+        self._arrived[pair].append((header, packet))
 
     def _content(self, queue: DriverQueue, buffer: Buffer, length: int) -> bytes:
         """A copy of what the device wrote; the buffer is posted again."""

@@ -18,6 +18,7 @@ from attrs import define, field
 
 from virtio_py.devices.net.flow_layout import (
     ALL_SELECTORS,
+    FLOW_ACTIONS,
     NEXT,
     PARTIAL_MASK,
     POINTED,
@@ -47,7 +48,7 @@ class FlowTable:
     receiveqs: Sequence[int] = (0,)
     limits: FlowLimits = field(factory=FlowLimits)
     selectors: Sequence[Selector] = ALL_SELECTORS
-    actions: Sequence[int] = (FlowAction.DROP, FlowAction.DIRECT_RX_VQ)
+    actions: Sequence[int] = FLOW_ACTIONS
     groups: dict[int, int] = field(factory=dict)
     classifiers: dict[int, tuple[Selector, ...]] = field(factory=dict)
     rules: dict[int, FlowRule] = field(factory=dict)

@@ -50,6 +50,10 @@ class FlowAction(IntEnum):
     IPSEC_RECIRCULATE = 4
 
 
+FLOW_ACTIONS: Final = (FlowAction.DROP, FlowAction.DIRECT_RX_VQ)
+"""The actions that say where a packet goes."""
+IPSEC_ACTIONS: Final = (FlowAction.IPSEC, FlowAction.IPSEC_RECIRCULATE)
+"""Those that say what is done to it on its way."""
 PARTIAL_MASK: Final = 1
 """VIRTIO_NET_FF_MASK_F_PARTIAL_MASK."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from virtio_py.devices.net.layout import GSO_FLAGS, Gso, HdrFlag, NetFeature, virtio_net_hdr
-from virtio_py.spec import Feature, mask
+from virtio_py.spec import Feature, bit, mask
 
 _LADDER: Final = (
     (mask(NetFeature.OUT_NET_HEADER, NetFeature.IPSEC), virtio_net_hdr.size),
@@ -31,6 +31,8 @@ class Packet(NamedTuple):
     gso_size:     bytes of payload in a segment;  hdr_len: bytes of all headers, a hint and no more
     csum_start:   where the sum over the packet begins; csum_offset: where the result goes, from there
     outer_th_offset, inner_nh_offset: where the tunnel's UDP and the tunnelled network header are
+    outer_nh_offset: where the network header is, 0 if that is not told
+    resource_id, resource_type: with the flag SECURITY, the security association
     """
 
     frame: bytes
@@ -42,6 +44,9 @@ class Packet(NamedTuple):
     csum_offset: int = 0
     outer_th_offset: int = 0
     inner_nh_offset: int = 0
+    outer_nh_offset: int = 0
+    resource_id: int = 0
+    resource_type: int = 0
 
     @property
     def gso(self) -> int:
@@ -53,7 +58,17 @@ class Packet(NamedTuple):
         """Whether the checksum is not complete."""
         return bool(self.flags & HdrFlag.NEEDS_CSUM)
 
+    def annexed(self, other: Packet) -> Packet:
+        """The same packet with what another says of the network header and of security."""
+        return self._replace(
+            flags=self.flags & ~SECURITY_FLAGS | other.flags & SECURITY_FLAGS,
+            outer_nh_offset=other.outer_nh_offset,
+            resource_id=other.resource_id,
+            resource_type=other.resource_type,
+        )
 
+
+SECURITY_FLAGS: Final = HdrFlag.SECURITY | HdrFlag.SECURITY_ERR | HdrFlag.SECURITY_SA_SOFT_EXPIRY_WARN
 _CODEC: Final = virtio_net_hdr.codec
 _MEANT: Final = HdrFlag.NEEDS_CSUM | HdrFlag.DATA_VALID | HdrFlag.UDP_TUNNEL_CSUM
 
@@ -79,6 +94,20 @@ def packet_of(header: Any, frame: bytes) -> Packet:
     return packet
 
 
+def annex_of(packet: Packet, header: Any, features: int) -> Packet:
+    """The same packet with what the header says of the network header and of security, as far as the features bring
+    these fields into being."""
+    if features & bit(NetFeature.OUT_NET_HEADER):
+        packet = packet._replace(outer_nh_offset=header.outer_nh_offset)
+    if features & bit(NetFeature.IPSEC) and header.flags & HdrFlag.SECURITY:
+        packet = packet._replace(
+            flags=packet.flags | header.flags & SECURITY_FLAGS,
+            resource_id=header.resource_id,
+            resource_type=header.resource_type,
+        )
+    return packet
+
+
 def encode_header(
     packet: Packet, size: int, *, num_buffers: int = 0, hash_value: int = 0, hash_report: int = 0
 ) -> bytes:
@@ -96,7 +125,7 @@ def encode_header(
         0,
         packet.outer_th_offset,
         packet.inner_nh_offset,
-        0,
-        0,
-        0,
+        packet.outer_nh_offset,
+        packet.resource_id,
+        packet.resource_type,
     )[:size]

@@ -1,9 +1,9 @@
 """The structures of inline IPsec (5.1.6.7, which borrows them from the crypto device, 5.9.7): capabilities and
 security associations, with what the specification demands of their values. No packet is processed here.
 
-Two readings had to be chosen. The tunnel parameters are a union of an IPv4 and an IPv6 header's; as in C it is as
-long as the longer one. And the text calls the object `virtio_crypto_resource_obj_ipsec_sa` where it declares
-`virtio_crypto_resource_obj_ipsec_sa_256b_key`; the declaration counts.
+Three readings had to be chosen. The tunnel parameters are a union of an IPv4 and an IPv6 header's; as in C it is as
+long as the longer one. The text calls the object `virtio_crypto_resource_obj_ipsec_sa` where it declares
+`virtio_crypto_resource_obj_ipsec_sa_256b_key`; the declaration counts. The third is in `unsupported`.
 """
 
 from __future__ import annotations
@@ -170,25 +170,43 @@ def decode_modes(data: bytes) -> list[Any]:
     """The modes of an IPsec SA capability. Raises RequestError for bytes that are none."""
     head, mode = virtio_crypto_ipsec_sa_cap_data, virtio_crypto_ipsec_mode_cap
     count = head.decode(data).count if len(data) >= head.size else -1
-    if len(data) != head.size + count * mode.size:
+    if count < 0 or len(data) < head.size + count * mode.size:
         raise RequestError(f"{len(data)} bytes are no capability of {count} modes")
-    found = [mode.decode(data, at) for at in range(head.size, len(data), mode.size)]
+    # What a later version may put behind them is not ours to read.
+    found = [mode.decode(data, head.size + n * mode.size) for n in range(count)]
     for values in found:
         mode.validate(values, RequestError)
     return found
 
 
+def modes_within(offered: bytes, chosen: bytes) -> bool:
+    """Whether a capability asks for no more modes, and no more of each, than another. Raises RequestError."""
+    most = {mode.mode: mode for mode in decode_modes(offered)}
+    return all(mode.mode in most and not _exceeds(mode, most[mode.mode]) for mode in decode_modes(chosen))
+
+
+def _exceeds(wanted: Any, can: Any) -> bool:
+    return any(getattr(wanted, name) & ~getattr(can, name) for name in _MASKS) or any(
+        getattr(wanted, name) > getattr(can, name) for name in _SIZES
+    )
+
+
+_MASKS: Final = ("options", "cipher_algo", "hmac_algo", "aead_algo")
+_SIZES: Final = ("max_replay_win_sz", "max_cipher_key_len", "max_auth_key_len")
+
+
 def unsupported(association: Any, modes: Sequence[Any]) -> str | None:
     """Why an association cannot be had from a device with these modes, or None (net-ipsec.device.ipsec-operation.6).
 
-    An algorithm of 0 is none; a combined one (AEAD) may stand in the cipher's place.
+    An algorithm of 0 is none. Where no authentication stands beside it, the cipher's number is a combined algorithm's
+    (AEAD): the structure has no word for which of the two it is.
     """
     mode = next((m for m in modes if m.mode == association.mode), None)
     if mode is None:
         return f"mode {association.mode}"
     if extra := association.options & ~mode.options:
         return f"options {extra:#x}"
-    ciphers = mode.cipher_algo | mode.aead_algo
+    ciphers = mode.cipher_algo if association.auth_algo else mode.aead_algo
     for name, number, can in (
         ("cipher", association.cipher_algo, ciphers),
         ("authentication", association.auth_algo, mode.hmac_algo),

@@ -75,8 +75,9 @@ class Reception:
             counts.update(rx_drops=1, rx_drop_overruns=1)
             return True
         self._fill(chains, packet, found)
-        queue.complete(chains)
+        # Counted first: whether the driver is told at once may depend on it.
         _count_received(counts, packet)
+        queue.complete(chains)
         return True
 
     def _gather(self, queue: DeviceQueue, needed: int) -> list[Chain] | None:

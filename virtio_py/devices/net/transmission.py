@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from virtio_py.devices.net.counters import Counts
-from virtio_py.devices.net.header import Packet, decode_header, packet_of
+from virtio_py.devices.net.header import Packet, annex_of, decode_header, packet_of
 from virtio_py.devices.net.layout import (
     ETHERNET_HEADER,
     MAX_FRAME,
@@ -14,15 +14,17 @@ from virtio_py.devices.net.layout import (
     VLAN_TAG,
     Gso,
     HdrFlag,
+    NetFeature,
     virtio_net_hdr,
 )
 from virtio_py.errors import RequestError
 from virtio_py.rings.chain import Chain
+from virtio_py.spec import bit
 
 _NOT_A_DRIVERS: Final = HdrFlag.DATA_VALID | HdrFlag.RSC_INFO
 
 
-def read_packet(chain: Chain, header_bytes: int) -> Packet:
+def read_packet(chain: Chain, header_bytes: int, features: int) -> Packet:
     """The packet in a chain, behind a header of so many bytes. Raises RequestError; what is too long is not read."""
     length = chain.readable.remaining - header_bytes
     if not ETHERNET_HEADER <= length <= MAX_FRAME + VLAN_TAG:
@@ -36,7 +38,10 @@ def read_packet(chain: Chain, header_bytes: int) -> Packet:
     # DATA_VALID and RSC_INFO are not the driver's to set: nothing that it says of a checksum is believed.
     if header.flags & _NOT_A_DRIVERS:
         header = header._replace(flags=header.flags & ~_NOT_A_DRIVERS)
-    return packet_of(header, chain.readable.read_all())
+    packet = packet_of(header, chain.readable.read_all())
+    # Where the network header is told, nobody but IPsec asks: others look for it themselves.
+    secured = header.flags & HdrFlag.SECURITY and features & bit(NetFeature.IPSEC)
+    return annex_of(packet, header, features) if secured else packet
 
 
 def count_sent(counts: Counts, packet: Packet, parts: Sequence[Packet]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from typing import Any, ClassVar, Final
 
 from attrs import define, field, frozen
@@ -31,6 +33,7 @@ from virtio_py.devices.scsi.sense import Condition, ScsiStatus, decode_sense
 from virtio_py.driver import Driver
 from virtio_py.errors import RequestError, UsageError, VirtioError
 from virtio_py.memory import Buffer
+from virtio_py.rings.queue import Extent
 from virtio_py.spec import DeviceId, mask
 
 _EVENT_BUFFERS: Final = 16
@@ -124,7 +127,7 @@ class ScsiAdapter(Driver):
     def started(self) -> None:
         """Posts the event buffers: events are lost where there are none."""
         self.subscribed: dict[Address, int] = {}
-        self._pending: dict[Address | None, int] = {}
+        self._pending: Counter[Address | None] = Counter()
         self._tag = 0
         size = max(self.config.event_info_size, virtio_scsi_event.size)
         for _ in range(min(_EVENT_BUFFERS, self.queues[EVENTQ].size)):
@@ -158,7 +161,7 @@ class ScsiAdapter(Driver):
         queue: int = 0,
         pi_out: bytes = b"",
         pi_in_length: int = 0,
-        timeout: float = 5.0,
+        timeout: float | None = None,
     ) -> ScsiResult:
         """One command, start to end, on a request queue. Raises UsageError for a CDB that is longer than cdb_size."""
         address = encode_lun(target, lun)
@@ -175,31 +178,40 @@ class ScsiAdapter(Driver):
         pi_in_length: int = 0,
     ) -> Ticket:
         """Sends a command to a `lun` field, and returns at once. Raises UsageError where it would be one too many."""
+        request = self._prepare(lun, cdb, data_out, data_in_length, queue, pi_out, pi_in_length)
+        ring, ticket = self.queues[REQUESTQ + queue], request[2]
+        ring.add(*request)
+        self._pending[ticket.address] += 1
+        self.kick(ring)
+        return ticket
+
+    def _prepare(
+        self, lun: bytes, cdb: bytes, data_out: bytes, data_in_length: int, queue: int, pi_out: bytes, pi_in_length: int
+    ) -> tuple[list[Extent], list[Extent], Ticket]:
+        """What the queue is to be given for a command."""
         address = decode_lun(lun)
         ring = self.queues[REQUESTQ + queue]
-        if self._pending.get(address, 0) >= min(self.config.cmd_per_lun, ring.size):
+        if self._pending[address] >= min(self.config.cmd_per_lun, ring.size):
             raise UsageError(f"{self.config.cmd_per_lun} commands are under way to the unit, which is its limit")
         if len(cdb) > self.config.cdb_size:
             raise UsageError(f"a CDB of {len(cdb)} bytes does not fit cdb_size {self.config.cdb_size}")
+        if (pi_out or pi_in_length) and not self.has(ScsiFeature.T10_PI):
+            raise UsageError("VIRTIO_SCSI_F_T10_PI was not negotiated")
         self._tag += 1
         head = virtio_scsi_req_cmd.encode(lun=lun, id=self._tag) + cdb.ljust(self.config.cdb_size, b"\0")
         if self.has(ScsiFeature.T10_PI):
             head += virtio_scsi_req_pi.encode(pi_bytesout=len(pi_out), pi_bytesin=pi_in_length)
-        elif pi_out or pi_in_length:
-            raise UsageError("VIRTIO_SCSI_F_T10_PI was not negotiated")
         sent = [self._filled(part) for part in (head, pi_out, data_out) if part]
         sizes = (virtio_scsi_resp_cmd.size + self.config.sense_size, pi_in_length, data_in_length)
         room = tuple(self._borrow(size) for size in sizes if size)
         ticket = Ticket(REQUESTQ + queue, address, self._tag, [*sent, *room], room, (pi_in_length, data_in_length))
-        ring.add([b.extent for b in sent], [b.extent for b in room], ticket)
-        self._pending[address] = self._pending.get(address, 0) + 1
-        self.kick(ring)
-        return ticket
+        return [b.extent for b in sent], [b.extent for b in room], ticket
 
-    def wait(self, ticket: Ticket, timeout: float = 5.0) -> ScsiResult:
-        """Waits for a command's end."""
+    def wait(self, ticket: Ticket, timeout: float | None = None) -> ScsiResult:
+        """Waits for a command's end. After TimedOut, it can be waited for again."""
+        deadline = self.deadline(timeout)
         while ticket.result is None:
-            for done, length in self.wait_used(self.queues[ticket.queue], 1, timeout):
+            for done, length in self.wait_used(self.queues[ticket.queue], 1, deadline - time.monotonic()):
                 self._done(done, length)
         return ticket.result
 
@@ -222,12 +234,14 @@ class ScsiAdapter(Driver):
 
     # Control queue
 
-    def task_management(self, function: Tmf | int, target: int, lun: int = 0, tag: int = 0) -> int:
+    def task_management(
+        self, function: Tmf | int, target: int, lun: int = 0, tag: int = 0, timeout: float | None = None
+    ) -> int:
         """A task management function; its response (ScsiResponse, FUNCTION_COMPLETE is OK)."""
         request = virtio_scsi_ctrl_tmf.encode(
             type=ControlType.TMF, subtype=function, lun=encode_lun(target, lun), id=tag
         )
-        [answer], length = self.transact(self.queues[CONTROLQ], [request], [1])
+        [answer], length = self.transact(self.queues[CONTROLQ], [request], [1], timeout)
         return answer[0] if length else ScsiResponse.FAILURE
 
     def query_notification(self, target: int, lun: int, events: int) -> int:

@@ -30,7 +30,8 @@ class ScsiDriver(ScsiAdapter):
     """A SCSI initiator.
 
     `execute` returns how a command ended, whatever it is; the helpers raise ScsiError unless it ended well, after
-    some more tries where it met unit attentions. Addresses of blocks and their numbers are ints.
+    some more tries where it met unit attentions. Addresses of blocks and their numbers are ints. What has no `timeout`
+    of its own takes `Driver.timeout` a command, or what `Driver.within` gives.
 
     units: what the last `scan` has found, and `poll_events` keeps true
     """
@@ -90,23 +91,30 @@ class ScsiDriver(ScsiAdapter):
         cdb = commands.read_capacity_16()
         return parse_capacity(self._good(target, lun, cdb, length=32))
 
-    def read(self, target: int, lun: int, lba: int, number: int, block_size: int = 512) -> bytes:
+    def read(
+        self, target: int, lun: int, lba: int, number: int, block_size: int = 512, timeout: float | None = None
+    ) -> bytes:
         """`number` blocks from `lba` on."""
         step = _MOST_BYTES // block_size
         parts = [(at, min(step, lba + number - at)) for at in range(lba, lba + number, step)]
-        return b"".join(
-            self._good(target, lun, commands.transfer("READ", at, part), length=part * block_size) for at, part in parts
-        )
+        with self.within(timeout):
+            return b"".join(
+                self._good(target, lun, commands.transfer("READ", at, part), length=part * block_size)
+                for at, part in parts
+            )
 
-    def write(self, target: int, lun: int, lba: int, data: bytes, block_size: int = 512) -> None:
+    def write(
+        self, target: int, lun: int, lba: int, data: bytes, block_size: int = 512, timeout: float | None = None
+    ) -> None:
         """Stores whole blocks from `lba` on; durable at once or after `synchronize_cache`."""
         if len(data) % block_size:
             raise UsageError(f"{len(data)} bytes are not whole blocks of {block_size}")
         step = _MOST_BYTES // block_size * block_size
-        for at in range(0, len(data), step):
-            part = data[at : at + step]
-            cdb = commands.transfer("WRITE", lba + at // block_size, len(part) // block_size)
-            self._good(target, lun, cdb, part)
+        with self.within(timeout):
+            for at in range(0, len(data), step):
+                part = data[at : at + step]
+                cdb = commands.transfer("WRITE", lba + at // block_size, len(part) // block_size)
+                self._good(target, lun, cdb, part)
 
     def synchronize_cache(self, target: int, lun: int) -> None:
         """On return, all writes that had completed are durable."""
