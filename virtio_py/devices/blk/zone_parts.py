@@ -21,13 +21,13 @@ opened_zone = Record("opened_zone", Struct("start" / Int64ul), cite="this packag
 
 def zones_value(zones: Zones) -> bytes:
     """The value of the part."""
-    states = [zone_state.encode(state=zone.state, wp=zone.wp) for zone in zones.all]
+    states = [zone_state.encode(state=zone.state, wp=zone.wp) for zone in zones]
     return b"".join([*states, *(opened_zone.encode(start=start) for start in zones.implicit)])
 
 
 def least_zones_value(zones: Zones) -> int:
     """The bytes of a value where no zone is implicitly open."""
-    return zone_state.size * len(zones.all)
+    return zone_state.size * len(zones)
 
 
 def adopt_zones(zones: Zones, value: bytes) -> None:

@@ -152,8 +152,7 @@ class Zones:
         """The zones as they were: state and write pointer of each, none of them open. Raises UsageError, and has
         changed nothing, for what these zones cannot be."""
         for zone, (state, wp) in zip(self._zones, states, strict=True):
-            fits = zone.start <= wp <= zone.end and (state != EMPTY or wp == zone.start)
-            if (zone.type == ZoneType.CONV) != (state == ZoneState.NOT_WP) or state in OPEN or not fits:
+            if state in OPEN or not _possible(zone, state, wp):
                 raise UsageError(f"the zone at sector {zone.start} cannot be {state.name} with its pointer at {wp}")
         if 0 < self.max_active < sum(state == CLOSED for state, _ in states):
             raise UsageError(f"more than {self.max_active} zones are active")
@@ -186,17 +185,12 @@ class Zones:
         }
 
     @property
-    def all(self) -> Sequence[Zone]:
-        """Every zone, in the order of their sectors."""
-        return self._zones
-
-    @property
     def implicit(self) -> Sequence[int]:
         """The first sectors of the implicitly opened zones, in the order of their last writes."""
         return list(self._implicit)
 
     def adopt(self, found: Sequence[tuple[ZoneState, int]], implicit: Sequence[int]) -> None:
-        """Goes on with the states and write pointers of as many zones, in the order of `all`, and with the order of
+        """Goes on with the states and write pointers of as many zones, in their order, and with the order of
         `implicit`. Raises UsageError, with nothing changed, for what these zones could never be in."""
         if len(found) != len(self._zones) or not all(map(_possible, self._zones, *zip(*found, strict=True))):
             raise UsageError("a zone cannot be in this state, or its write pointer there")
@@ -210,6 +204,8 @@ class Zones:
         for zone, (state, wp) in zip(self._zones, found, strict=True):
             zone.state, zone.wp = state, wp
         self._counts, self._implicit = counts, {start: opened[start] for start in implicit}
+        for zone in self._zones:
+            self._changed(zone)
 
     def at(self, sector: int) -> Zone | None:
         """The zone that holds a sector, or None."""
@@ -380,9 +376,7 @@ class Zones:
 
 def _possible(zone: Zone, state: ZoneState, wp: int) -> bool:
     """Whether a zone can come to be in a state, with its write pointer there."""
-    if zone.type == ZoneType.CONV:
-        return state == ZoneState.NOT_WP and wp == zone.wp
-    if state == ZoneState.NOT_WP or not zone.start <= wp <= zone.end:
+    if (zone.type == ZoneType.CONV) != (state == ZoneState.NOT_WP) or not zone.start <= wp <= zone.end:
         return False
     return state != EMPTY or wp == zone.start
 
