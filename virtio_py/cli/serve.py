@@ -104,10 +104,12 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     from virtio_py.transports.vhost_user_messages import ProtocolFeature
     from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES
 
+    withheld = 0 if args.device in _STATUS_PASSED_ON else bit(ProtocolFeature.STATUS)
+    inband = args.inband_notifications << ProtocolFeature.INBAND_NOTIFICATIONS
     return {
         "engine": engine_named(args.engine),
         "log": _log,
-        "protocol_features": PROTOCOL_FEATURES | args.inband_notifications << ProtocolFeature.INBAND_NOTIFICATIONS,
+        "protocol_features": PROTOCOL_FEATURES & ~withheld | inband,
         "ring_features": RING_FEATURES & ~bit(Feature.RING_PACKED) | args.packed << Feature.RING_PACKED,
     }
 
@@ -179,6 +181,11 @@ class _Holding(AbstractContextManager["Device"]):
 
 def _make_none(args: argparse.Namespace) -> AbstractContextManager[Device]:
     raise UsageError("this is not one device")
+
+
+_STATUS_PASSED_ON: Final = ("blk", "net")
+"""The devices whose status QEMU 7.2 passes on. Of any other, where the protocol feature STATUS is offered, it passes
+FEATURES_OK on and never DRIVER_OK, and the device would never start."""
 
 
 class Kind(NamedTuple):

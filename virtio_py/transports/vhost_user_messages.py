@@ -142,6 +142,12 @@ class Flag(IntFlag):
     NEED_REPLY = 1 << 3
 
 
+class VringFlag(IntFlag):
+    """VHOST_VRING_F_*: `flags` of vhost_vring_addr."""
+
+    LOG = 1 << 0
+
+
 class IotlbPermission(IntFlag):
     """`perm` of vhost_iotlb_msg."""
 
