@@ -257,6 +257,17 @@ def test_a_ring_that_starts_while_logging_is_on_is_logged() -> None:
     assert found == written(at) | pages((queue.device_area, 1))
 
 
+@pytest.mark.parametrize("ring", ["split-events", "packed", "packed-events"])
+def test_what_a_driver_is_told_of_notifications_is_noted_before_anything_is_used(ring: str) -> None:
+    front = mover(ring)
+    front.log_everything()
+    front.dirty()
+    front.request(0, b"d put off", PAGE)
+    front.kick(0)
+    assert front.scribe.pending
+    assert front.dirty() == pages((front.queues[0].device_area, 1))
+
+
 def test_the_log_event_is_signalled_when_there_is_something_new() -> None:
     front = mover("split")
     front.log_base()
