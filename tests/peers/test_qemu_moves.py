@@ -85,7 +85,8 @@ def test_a_network_interface_is_handed_over(qemu: Qemu, tap: str, tmp_path: Path
     ours, theirs = VARIANTS[variant]
     paths, sums = [tmp_path / name for name in ("a.sock", "b.sock")], tmp_path / "sums"
     options = ["--socket-path", str(paths[1]), "--port", "switch", "--port", f"tap:{tap}", *theirs]
-    with serve_net(paths[0], *options) as server, namespace() as host:
+    # The namespace last: with it the interface goes, which a switch listens to also when nobody is connected.
+    with namespace() as host, serve_net(paths[0], *options) as server:
         host.adopt(tap)
 
         def finish(target: Guest) -> Result:

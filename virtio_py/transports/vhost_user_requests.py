@@ -83,6 +83,7 @@ def reset_owner(session: Session, value: Any, fds: list[int]) -> None:
 def reset_device(session: Session, value: Any, fds: list[int]) -> None:
     session.restart()
     session.end.reset()
+    session.layout_known = False
     for ring in session.rings:
         ring.enabled = False
 
@@ -221,8 +222,8 @@ def _ring_and_fd(session: Session, value: int, fds: list[int]) -> tuple[Vring, i
 
 
 def get_inflight_fd(session: Session, value: Any, fds: list[int]) -> bytes:
-    # A front-end that asks before it sets features gets what is enough for either layout.
-    size = region_size(not session.features or _is_packed(session), value, len(session.rings))
+    # A front-end that asks before it sets features, as QEMU does for a SCSI host, gets what is enough for either layout.
+    size = region_size(not session.layout_known or _is_packed(session), value, len(session.rings))
     session.shell.lend(size)
     return VhostUserInflight.encode(mmap_size=size, num_queues=value.num_queues, queue_size=value.queue_size)
 

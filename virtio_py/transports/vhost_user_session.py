@@ -91,7 +91,7 @@ class Session:
     """One front-end's session with a device. It is its end's notifier.
 
     protocol_offered: mask of ProtocolFeatures; ring_features: mask, as for DeviceEnd; features: what SET_FEATURES
-    gave last; protocol: what SET_PROTOCOL_FEATURES gave; channel: the descriptor for requests of ours, or None.
+    gave last; layout_known: whether it has come since the last RESET_DEVICE; protocol: what SET_PROTOCOL_FEATURES gave; channel: the descriptor for requests of ours, or None.
     """
 
     device: Final[Device]
@@ -104,6 +104,7 @@ class Session:
     table: MemoryTable = field(init=False, factory=MemoryTable)
     inflight: Inflight = field(init=False, factory=Inflight)
     features: int = field(init=False, default=0)
+    layout_known: bool = field(init=False, default=False)
     protocol: int = field(init=False, default=0)
     channel: int | None = field(init=False, default=None)
     logging: Logging = field(init=False)
@@ -137,7 +138,7 @@ class Session:
         changed = (features ^ self.features) & ~_NOT_VIRTIO
         if changed or self.end.fault is not None or self._switched_off():
             self.restart()
-        self.features = features
+        self.features, self.layout_known = features, True
         self.log_writes(self.logging.pages)
         if self._anew and not self.has(ProtocolFeature.STATUS):
             # If these cannot be served the front-end hears of it when it starts a ring: some send a first, empty set.
