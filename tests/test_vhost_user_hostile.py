@@ -90,7 +90,7 @@ def nothing_left(running: Running) -> Iterator[None]:
     gc.collect()
     idle = running.idle_fds()
     yield
-    await_(lambda: open_fds() == idle, "descriptors are closed")
+    await_(lambda: open_fds() <= idle, "descriptors are closed")
     await_(lambda: mappings() == 0, "memory is unmapped")
     with connected(running.path) as client, eventfds(2) as (kick, call):
         queue = client.start(kick, call)
@@ -258,7 +258,7 @@ def test_descriptors_beside_a_message_in_pieces_do_not_stay(running: Running) ->
             with contextlib.suppress(BrokenPipeError):
                 socket.send_fds(client.connection, [data[cut:]], many)
             assert hung_up(client), "descriptors do not belong to this message"
-        await_(lambda: open_fds() == idle, "descriptors are closed")  # noqa: B023
+        await_(lambda: open_fds() <= idle, "descriptors are closed")  # noqa: B023
         running.lines.clear()
 
 

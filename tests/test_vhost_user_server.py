@@ -216,7 +216,7 @@ def test_a_client_may_vanish_at_any_time(running: Running, cut: int) -> None:
             await_(lambda: len(running.lines) == count + 1, "the server sees that we left")  # noqa: B023
             # Or, with answers unread, that the connection was reset.
             assert "left" in running.lines[-1] or "reset" in running.lines[-1] or "listen" in running.lines[-1]
-            await_(lambda: open_fds() == idle, "descriptors are closed")
+            await_(lambda: open_fds() <= idle, "descriptors are closed")
             await_(lambda: mappings() == 0, "memory is unmapped")
         with connected(running.path) as client:
             queue = client.start(kick, call)
@@ -241,7 +241,7 @@ def test_descriptors_that_do_not_belong_are_closed(running: Running, count: int)
             client.send(R.GET_FEATURES, fds=many)
             assert client.connection.recv(1) == b"", "hung up"
         running.await_line("hung up on the front-end")
-        await_(lambda: open_fds() == idle, "descriptors are closed")
+        await_(lambda: open_fds() <= idle, "descriptors are closed")
 
 
 def test_refusals_close_what_came_and_leave_the_client(running: Running, tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_refusals_close_what_came_and_leave_the_client(running: Running, tmp_pat
         with open(f"/proc/self/fd/{client.memory_fd}", "rb") as unwritable:
             assert client.ask(R.SET_MEM_TABLE, memory_table([region()]), [unwritable.fileno()]) == 1
         assert client.ask(999) == 1
-        assert open_fds() == idle
+        assert open_fds() <= idle
         assert client.ask(R.GET_QUEUE_NUM) == 2
 
 
@@ -345,4 +345,4 @@ def test_any_bytes_leave_the_server_as_it_was(running: Running, data: bytes, cou
     with connected(running.path) as client, eventfds(count) as fds:
         socket.send_fds(client.connection, [data or b"\x01"], fds)
     running.await_line("")
-    await_(lambda: open_fds() == idle, "descriptors are closed")
+    await_(lambda: open_fds() <= idle, "descriptors are closed")
