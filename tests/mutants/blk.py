@@ -18,8 +18,9 @@ from virtio_py.devices.blk.media import MemoryMedium
 from virtio_py.devices.blk.requests import Lifetime
 from virtio_py.devices.blk.zones import Zones
 from virtio_py.rings.chain import Chain
+from virtio_py.rings.layouts import virtq_desc
 from virtio_py.rings.queue import DeviceQueue
-from virtio_py.spec import bit
+from virtio_py.spec import bit, mask
 
 _OP: Final = "blk.device.device-op"
 _SECTORS: Final = 2048
@@ -63,16 +64,15 @@ class BeginsWithWriteback(Disk):
 class WritesThoughReadOnly(Disk):
     def __init__(self) -> None:
         super().__init__()
-        self.kept = self.medium
-        self.medium = MemoryMedium(bytearray(_SECTORS * 512), read_only=True)
+        self.storage = bytearray(_SECTORS * 512)
+        self.medium = MemoryMedium(self.storage, read_only=True)
 
     def instead(self, kind: int, sector: int, chain: Chain) -> BlkStatus | None:
-        self.medium.read_only = kind != BlkRequest.OUT
-        if kind == BlkRequest.OUT:
-            self.medium.write_from(512 * sector, [memoryview(b"".join(chain.readable.views())[virtio_blk_req.size :])])
-            self.medium.read_only = True
-            return BlkStatus.IOERR
-        return None
+        if kind != BlkRequest.OUT:
+            return None
+        data = b"".join(chain.readable.views())[virtio_blk_req.size :]
+        self.storage[512 * sector : 512 * sector + len(data)] = data
+        return BlkStatus.IOERR
 
 
 @mutant("blk", f"{_OP}.7")
@@ -136,11 +136,104 @@ class TellsOfMoreThanItReads(Disk):
 
 
 @mutant("blk", "split.device.descriptor-table.1")
-class UsesTheHeaderAsScratch(Disk):
+class WritesToReadable(Disk):
     def handle(self, queue: DeviceQueue, chain: Chain) -> None:
-        first = chain.readable.views()[0] if chain.readable.remaining else memoryview(bytearray(16))
+        last = chain.readable.views()[-1]
         super().handle(queue, chain)
-        first[-1] += 1
+        last[-1] ^= 0xFF
+
+
+@mutant("blk", "packed.device.descriptor-table.1")
+class WritesBeside(Disk):
+    def handle(self, queue: DeviceQueue, chain: Chain) -> None:
+        end = sum(chain.extents[-1]) if chain.extents else 0
+        super().handle(queue, chain)
+        if end:
+            queue.memory.write(end, b"!")
+
+
+@mutant("blk", "split.device.descriptor-table.4")
+class WritesToTheTable(Disk):
+    def handle(self, queue: DeviceQueue, chain: Chain) -> None:
+        if queue.layout == "split":
+            queue.memory.write(queue.areas[0] + virtq_desc.size * chain.id + virtq_desc.offset("len"), b"\7")
+        super().handle(queue, chain)
+
+
+@mutant("blk", "split.device.message-framing.1")
+class WantsAHeaderOfItsOwn(Disk):
+    def handle(self, queue: DeviceQueue, chain: Chain) -> None:
+        views = chain.readable.views()
+        if views and len(views[0]) != virtio_blk_req.size:
+            chain.writable.split_tail(1).write(b"\1")
+            return
+        super().handle(queue, chain)
+
+
+@mutant("blk", "split.device.used-ring.2")
+class ClaimsTooMuch(Disk):
+    """The used length is that of all the writable memory, and only the status is written."""
+
+    def handle(self, queue: DeviceQueue, chain: Chain) -> None:
+        views = chain.writable.views()
+        kept = [bytes(view) for view in views]
+        super().handle(queue, chain)
+        for view, data in zip(views[:-1], kept, strict=False):
+            view[:] = data
+
+
+@mutant("blk", "packed.device.scatter-gather-support.1")
+class SwallowsOddCuts(Disk):
+    def handle(self, queue: DeviceQueue, chain: Chain) -> None:
+        views = chain.readable.views()
+        if views and len(views[0]) == 1:
+            chain.defer()
+            return
+        super().handle(queue, chain)
+
+
+@mutant("blk", "blk.device.device-init.4")
+class PaddingNotZero(Disk):
+    def read_config(self) -> bytes:
+        config = bytearray(super().read_config())
+        config[virtio_blk_config.offset("unused0")] = 1
+        return bytes(config)
+
+
+@mutant("blk", "features.device.feature-bits.4")
+class OffersAReservedBit(Disk):
+    def offered_features(self) -> int:
+        return super().offered_features() | bit(25)
+
+
+@mutant("blk", "blk.device.device-op.3")
+class ReadOnlyOnlyByName(Disk):
+    """Offers VIRTIO_BLK_F_RO, and writes all the same."""
+
+    def offered_features(self) -> int:
+        return super().offered_features() & ~mask(11, 13, 14) | bit(BlkFeature.RO)
+
+
+@mutant("blk", "blk.device.device-op.9")
+class ForgetsZeroes(Disk):
+    def instead(self, kind: int, sector: int, chain: Chain) -> BlkStatus | None:
+        return BlkStatus.OK if kind == BlkRequest.WRITE_ZEROES else None
+
+
+@mutant("blk", "blk.device.device-op.5")
+@mutant("blk", "blk.device.device-op.6", name="IgnoresUnmap")
+class IgnoresFlags(Disk):
+    """Says OK to a segment with any flags."""
+
+    def instead(self, kind: int, sector: int, chain: Chain) -> BlkStatus | None:
+        flags = b"".join(chain.readable.views())[-4:]
+        return BlkStatus.OK if kind in (BlkRequest.DISCARD, BlkRequest.WRITE_ZEROES) and any(flags) else None
+
+
+@mutant("blk", "blk-zoned.device.device-op.1")
+class ServesZoneRequests(Disk):
+    def instead(self, kind: int, sector: int, chain: Chain) -> BlkStatus | None:
+        return BlkStatus.OK if kind >= BlkRequest.ZONE_APPEND else None
 
 
 class Zoned(Disk):

@@ -35,21 +35,14 @@ class Says(Console):
             self._control.say(self.number, self.event, 1, self.payload)
 
 
-@mutant("console", f"{_PORTS}.2")
-class AddsAPortThatCannotBe(Says):
-    number = 4
+@mutant("console", f"{_PORTS}.1")
+class AddsAPortTwice(Says):
+    """Port 0."""
 
 
 @mutant("console", f"{_PORTS}.3")
 class RemovesAPortThatWasNot(Says):
     number, event = 3, ConsoleEvent.DEVICE_REMOVE
-
-
-@mutant("console", f"{_PORTS}.1")
-class ResizesToHalf(Says):
-    """RESIZE is 4 bytes short of its size."""
-
-    event = ConsoleEvent.RESIZE
 
 
 @mutant("console", "prose.console.config")
@@ -106,3 +99,11 @@ class LosesOutput(Console):
         self.pieces += queue.index == 1
         if queue.index == 1 and self.pieces % 20 == 0:
             chain.defer()
+
+
+@mutant("console", "console.device.multiport.2")
+class AddsAPortTooMany(Console):
+    def handle(self, queue: DeviceQueue, chain: Chain) -> None:
+        super().handle(queue, chain)
+        if queue.index == CONTROL_TRANSMITQ:
+            self._control.say(77, ConsoleEvent.DEVICE_ADD)

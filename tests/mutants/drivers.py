@@ -36,7 +36,8 @@ KERNELS: Final[dict[str, tuple[str, int, str, str, str]]] = {
         "following = (index + 1 + (index == head)) & (ring.size - 1)",
     ),
     "a table though none was negotiated": (
-        "split.driver.indirect-descriptors.1", 0, "split_write_direct", _SPLIT_FLAGS, f"{_SPLIT_FLAGS}\n        flags |= F_INDIRECT",
+        "split.driver.indirect-descriptors.1", 0, "split_write_direct", _SPLIT_FLAGS,
+        f"{_SPLIT_FLAGS}\n        flags |= F_INDIRECT",
     ),
     "a table in a table": (
         "split.driver.indirect-descriptors.2", _INDIRECT, "split_write_indirect",
@@ -47,7 +48,8 @@ KERNELS: Final[dict[str, tuple[str, int, str, str, str]]] = {
         "for segment in range(first, end):", "end = first + 20\n    for segment in range(first, end):",
     ),
     "a table with something behind it": (
-        "split.driver.indirect-descriptors.4", _INDIRECT, "split_write_indirect", "F_INDIRECT, 0)", "F_INDIRECT | F_NEXT, 0)",
+        "split.driver.indirect-descriptors.4", _INDIRECT, "split_write_indirect", "F_INDIRECT, 0)",
+        "F_INDIRECT | F_NEXT, 0)",
     ),
     "a table linked at random": (
         "split.driver.indirect-descriptors.5", _INDIRECT | bit(Feature.IN_ORDER), "split_write_indirect",
@@ -62,21 +64,24 @@ KERNELS: Final[dict[str, tuple[str, int, str, str, str]]] = {
         "store_release(ring.avail16, AVAIL_IDX, (state[NEXT_AVAILABLE] + 999) & 0xFFFF)",
     ),
     "the available flags have another bit": (
-        "split.driver.used-buffer-notification-suppression.1", 0, "split_driver_notifications", "0 if enabled", "4 if enabled",
+        "split.driver.used-buffer-notification-suppression.1", 0, "split_driver_notifications", "0 if enabled",
+        "4 if enabled",
     ),
     "the available flags with EVENT_IDX": (
         "split.driver.used-buffer-notification-suppression.3", _EVENTS, "split_publish", "state[SINCE] +=",
         "store_release(ring.avail16, AVAIL_FLAGS, NO_INTERRUPT)\n    state[SINCE] +=",
     ),
     "a list of tables": (
-        "packed.driver.indirect-descriptors.1", _PACKED, "packed_flags", "flags |= F_NEXT", "flags |= F_NEXT | F_INDIRECT",
+        "packed.driver.indirect-descriptors.1", _PACKED, "packed_flags", "flags |= F_NEXT",
+        "flags |= F_NEXT | F_INDIRECT",
     ),
     "a table's entries have NEXT": (
         "packed.driver.indirect-descriptors.2", _PACKED | _INDIRECT, "packed_write_indirect",
         _SPLIT_FLAGS, f"{_SPLIT_FLAGS}\n        flags |= F_NEXT",
     ),
     "a list with a table": (
-        "packed.driver.indirect-descriptors.4", _PACKED | _INDIRECT, "packed_add", "| F_INDIRECT", "| F_INDIRECT | F_NEXT",
+        "packed.driver.indirect-descriptors.4", _PACKED | _INDIRECT, "packed_add", "| F_INDIRECT",
+        "| F_INDIRECT | F_NEXT",
     ),
     "writable ones first in a list": (
         "packed.driver.scatter-gather-support.3", _PACKED, "packed_flags", "segment >= middle", "segment < middle",
@@ -86,7 +91,7 @@ KERNELS: Final[dict[str, tuple[str, int, str, str, str]]] = {
         "ring16[slot * STRIDE16 + DESC_FLAGS] = packed_flags(segment, middle, end, wrap)", "pass",
     ),
 }  # fmt: skip
-"""What is wrong: the clause, the features it needs, the kernel, what its source says, and what it says in the mutant."""
+"""What is wrong: the clause, the features it needs, the kernel, what its source says, and what the mutant's says."""
 
 HARD: Final = {
     "a table's entries have NEXT": "the device's half passes over such flags, as it may; the judge did not look either",
@@ -98,11 +103,14 @@ def _broken(function: Callable[..., object], old: str, new: str) -> type[BlkDriv
     return type("Broken", (BlkDriver,), {function.__name__: edited(function, old, new)})
 
 
-METHODS: Final = {
-    "a flush of a sector": ("blk.driver.device-op.4", BlkDriver.flush, "BlkRequest.FLUSH, queue", "BlkRequest.FLUSH, 7, queue"),
+METHODS: Final[dict[str, tuple[str, Callable[..., object], str, str]]] = {
+    "a flush of a sector": (
+        "blk.driver.device-op.4", BlkDriver.flush, "BlkRequest.FLUSH, queue", "BlkRequest.FLUSH, 7, queue",
+    ),
     "an ID of 21 bytes": ("blk.driver.device-op.8", BlkDriver.get_id, "ID_BYTES", "ID_BYTES + 1"),
     "a step is left out": (
-        "basic.driver.device-initialization.1", Driver.start, "if step.status and", "if step.status > DeviceStatus.ACKNOWLEDGE and",
+        "basic.driver.device-initialization.1", Driver.start, "if step.status and",
+        "if step.status > DeviceStatus.ACKNOWLEDGE and",
     ),
     "a status is written over": (
         "status.driver.device-status-field.1", Driver.start,
@@ -110,7 +118,8 @@ METHODS: Final = {
     ),
     "features are chosen twice": (
         "basic.driver.device-initialization.5", Driver.check_features_ok,
-        "if not self.transport.legacy_page", "self.transport.accept_features(self.features)\n    if not self.transport.legacy_page",
+        "if not self.transport.legacy_page",
+        "self.transport.accept_features(self.features)\n    if not self.transport.legacy_page",
     ),
     "the used flags are not zeroed": (
         "split.driver.available-buffer-notification-suppression.1", Driver.set_up,

@@ -22,7 +22,7 @@ def edited(function: Callable[..., Any], old: str, new: str, names: dict[str, An
     assert source.count(old) == 1, f"{function.__qualname__} has {source.count(old)} of {old!r}"
     names = dict(inspect.getmodule(function).__dict__) if names is None else names
     made: dict[str, Any] = {}
-    exec(compile(source.replace(old, new), f"<{function.__name__}, broken>", "exec"), names, made)  # noqa: S102
+    exec(compile(source.replace(old, new), f"<{function.__name__}, broken>", "exec"), names, made)
     broken = made[function.__name__]
     assert isinstance(broken, FunctionType)
     return broken

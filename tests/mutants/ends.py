@@ -12,6 +12,7 @@ from virtio_py.devices.net.device import NetDevice
 from virtio_py.devices.net.layout import NetFeature
 from virtio_py.devices.net.ports.simple import LoopbackPort
 from virtio_py.errors import PeerError
+from virtio_py.rings.layouts import virtq_used, virtq_used_elem
 from virtio_py.rings.queue import DriverQueue
 from virtio_py.spec import DeviceStatus, Feature, bit
 
@@ -44,7 +45,11 @@ class WantsFlush(Disk):
         return None if features & bit(BlkFeature.FLUSH) else "without FLUSH"
 
 
-@mutant("blk", "features.device.feature-bits.5")
+@mutant(
+    "blk",
+    "features.device.feature-bits.5",
+    hard="it was found, as a choice refused (feature-bits.2), and not as one that had been taken before",
+)
 class TakesAChoiceOnce(Disk):
     taken = 0
 
@@ -215,3 +220,105 @@ class SleepsForEver(Carrier):
             super().write_status(value)
 
 
+# What several clauses are about
+
+
+@mutant("blk", "split.device.used-buffer-notification-suppression.3", Disk)
+@mutant("blk", "split.device.used-buffer-notification-suppression.5", Disk, name="NeverNotifiesEvents")
+class NeverNotifies(Carrier):
+    def used_buffer(self, queue_index: int) -> None:
+        """It would."""
+
+
+@mutant("blk", "status.device.device-status-field.3", Disk)
+class KeepsItsFaultsToItself(Carrier):
+    def configuration_change(self) -> None:
+        """It would."""
+
+
+@mutant("blk", "status.device.device-status-field.1", Disk)
+class BeginsTooEarly(Carrier):
+    def write_status(self, value: int) -> None:
+        super().write_status(value | (DeviceStatus.DRIVER_OK if value & DeviceStatus.FEATURES_OK else 0))
+
+    def available_buffer(self, index: int, data: int) -> None:
+        super().available_buffer(index, data)
+
+    def wait(self, timeout: float) -> None:
+        for index in range(self.num_queues):
+            self.end.serve_queue(index)
+        super().wait(timeout)
+
+
+@mutant("blk", "reset.device.device-reset.1", Disk)
+class StatusIsNeverZero(Carrier):
+    def read_status(self) -> int:
+        return super().read_status() | DeviceStatus.ACKNOWLEDGE
+
+
+@mutant("blk", "features.device.feature-bits.3", Disk)
+class TakesAnyFeatures(Carrier):
+    def accept_features(self, features: int) -> None:
+        super().accept_features(features & self.device_features())
+
+
+@mutant("blk", "vq.device.virtqueue-reset.2", Disk)
+class RemembersAQueue(Carrier):
+    """A queue that is set up anew goes on where it stood."""
+
+    def reset_queue(self, index: int) -> None:
+        state = self.end.stop_queue(index)
+        super().reset_queue(index)
+        self.end.queue(index).state = state
+
+
+@mutant("blk", "basic.device.device-suspend.4", Disk)
+class SuspendsNothing(Carrier):
+    """Says that it is suspended, and serves on."""
+
+    asleep = False
+
+    def write_status(self, value: int) -> None:
+        suspend = bool(value & DeviceStatus.SUSPEND and self.end.features & bit(Feature.SUSPEND))
+        self.asleep = suspend and not self.asleep and bool(value & DeviceStatus.DRIVER_OK)
+        if not suspend:
+            super().write_status(value)
+
+    def read_status(self) -> int:
+        status = super().read_status()
+        return status & ~DeviceStatus.DRIVER_OK | DeviceStatus.SUSPEND if self.asleep else status
+
+
+@mutant("blk", "split.device.used-ring.2", Disk)
+class LiesAboutLengths(Carrier):
+    """The used length is one byte more than there is room for (split)."""
+
+    def step(self) -> bool:
+        more = super().step()
+        for index in range(self.num_queues):
+            queue = self.end.active_queue(index)
+            if queue is not None and queue.layout == "split":
+                used = virtq_used(queue.size)
+                at = queue.areas[2] + used.offset("ring") + virtq_used_elem.offset("len") + 2
+                queue.memory.write(at, b"\x7f")
+        return more
+
+
+@mutant("blk", "split.device.available-buffer-notification-suppression.1", Disk)
+class SetsUsedFlags(Carrier):
+    """The flags of the used ring have a bit that nobody knows (split)."""
+
+    def step(self) -> bool:
+        more = super().step()
+        queue = self.end.active_queue(0)
+        if queue is not None and queue.layout == "split":
+            queue.memory.write(queue.areas[2] + virtq_used(queue.size).offset("flags"), b"\4\0")
+        return more
+
+
+@mutant("blk", "split.driver.indirect-descriptors.1", Disk)
+class DiesQuietly(Carrier):
+    """What is bad in a ring stops it, and nobody is told."""
+
+    def read_status(self) -> int:
+        return super().read_status() & ~DeviceStatus.DEVICE_NEEDS_RESET

@@ -29,7 +29,8 @@ SPLIT: Final = {
         "split.device.used-ring.1", "split_complete", "used32[ELEMENT_ID + slot * USED_STRIDE] = head", "pass",
     ),
     "each element counts twice": (
-        "split.device.used-ring.1", "split_complete", "elements += 1\n        used += 1", "elements += 1\n        used += 2",
+        "split.device.used-ring.1", "split_complete", "elements += 1\n        used += 1",
+        "elements += 1\n        used += 2",
     ),
     "a batch is told but for its last": (
         "split.device.used-ring.1", "split_complete",
@@ -41,7 +42,8 @@ SPLIT: Final = {
         "AVAIL_RING + ((start + n) & (size - 1))", "AVAIL_RING + min((start + n) & (size - 1), size - 2)",
     ),
     "more is used than there is room for": (
-        "split.device.used-ring.2", "split_complete", "+ slot * USED_STRIDE] = length", "+ slot * USED_STRIDE] = length + 9999",
+        "split.device.used-ring.2", "split_complete", "+ slot * USED_STRIDE] = length",
+        "+ slot * USED_STRIDE] = length + 9999",
     ),
     "heads are marked in the table": (
         "split.device.descriptor-table.4", "split_take", "address, length, flags, _ = descriptor\n",
@@ -92,7 +94,8 @@ PACKED: Final = {
     ),
     "each used one takes one slot": ("packed.device.virtqueues.2", "packed_complete", "slot += skipped", "slot += 1"),
     "a lap begins in slot 0": (
-        "packed.device.virtqueues.1", "packed_take", "slot -= size\n            wrap ^= 1", "slot = 0\n            wrap ^= 1",
+        "packed.device.virtqueues.1", "packed_take", "slot -= size\n            wrap ^= 1",
+        "slot = 0\n            wrap ^= 1",
     ),
     "the second lap is the first": ("packed.device.virtqueues.1", "packed_take", "wrap ^= 1", "pass"),
     "AVAIL is not looked at": (
@@ -112,9 +115,13 @@ PACKED: Final = {
     "WRITE on a list's pointer is a fault": (
         _LISTS, "packed_walk", "if flags & F_NEXT or slots > 1:", "if flags & (F_NEXT | F_WRITE) or slots > 1:",
     ),
-    "ENABLE is DISABLE": (_EVENTS, "packed_event_due", "since > size:\n        return True", "since > size:\n        return False"),
+    "ENABLE is DISABLE": (
+        _EVENTS, "packed_event_due", "since > size:\n        return True", "since > size:\n        return False",
+    ),
     "the event is a list too late": (_EVENTS, "packed_event_due", "need_event(off, ", "need_event(off + 3, "),
-    "an event's lap is not looked at": (_EVENTS, "packed_event_due", "if event >> EVENT_WRAP & 1 != wrap:", "if False:"),
+    "an event's lap is not looked at": (
+        _EVENTS, "packed_event_due", "if event >> EVENT_WRAP & 1 != wrap:", "if False:",
+    ),
     "a batch of lists comes back in reverse": (_ORDER, "packed_complete", f"{_ROW}skipped", f"{_LAST}skipped"),
     "a list's fault is kept to itself": (_FAULT, "packed_take", "return n if n or not fault else -fault", "return n"),
 }  # fmt: skip

@@ -22,6 +22,7 @@ _CONFIG: Final = "net.device.config-layout"
 _SENT: Final = "net.device.packet-transmission"
 _INCOMING: Final = "net.device.incoming-packets"
 _PAIRS: Final = 2
+_FLOWS: Final = "the suite's frames were of no protocol, so that a device that hashes them had one flow to place"
 
 
 class Net(NetDevice):
@@ -99,6 +100,7 @@ COMMANDS: Final[dict[str, tuple[str, tuple[int, int] | None, Ack, Callable[[byte
     "all multicast is refused": ("net.device.packet-receive-filtering.4", c.RX_ALLMULTI, Ack.ERR, _any),
     "no broadcast is refused": ("net.device.packet-receive-filtering.15", c.RX_NOBCAST, Ack.ERR, _any),
     "a table is left as it is": ("net.device.mac-filtering.2", c.MAC_TABLE_SET, Ack.OK, _any),
+    "an address is left as it is": ("net.device.mac-filtering.3", c.MAC_ADDR_SET, Ack.OK, _any),
     "a VLAN is not added": ("net.device.vlan-filtering.2", c.VLAN_ADD, Ack.OK, _any),
     "an announcement is for nothing": ("net.device.gratuitous-packet-sending.1", c.ANNOUNCE_ACK, Ack.ERR, _any),
     "0 pairs are enough": (
@@ -138,17 +140,17 @@ class IsNobodyItself(Net):
         return True if packet.frame[:6] == self.mac and not self.filter.promisc else super().receive(packet)
 
 
-@mutant("net", "net.device.automatic-receive-steering.1")
+@mutant("net", "net.device.automatic-receive-steering.1", hard=_FLOWS)
 class SpreadsUnasked(Net):
     def negotiated(self, features: int) -> None:
         super().negotiated(features)
         self.steering.pairs = _PAIRS
 
 
-@mutant("net", "net.device.automatic-receive-steering.2")
+@mutant("net", "net.device.automatic-receive-steering.2", hard=_FLOWS)
 class SpreadsThoughTold(Net):
     def handle(self, queue: DeviceQueue, chain: Chain) -> None:
-        told = bytes((chain.readable.views() or [b""])[0][:2])
+        told = b"".join(chain.readable.views())[:2]
         super().handle(queue, chain)
         if queue.index == 2 * _PAIRS and told == bytes(c.MQ_VQ_PAIRS_SET):
             self.steering.pairs = _PAIRS
@@ -187,6 +189,27 @@ class LooksAtOffsets(LooksAt):
 class LooksAtHdrLen(LooksAt):
     def is_odd(self, header: Any) -> bool:
         return not header.gso_type and header.hdr_len > 2000
+
+
+class Miscounting(Reception):
+    def _fill(self, chains: list[Chain], packet: Packet, found: PacketHash) -> None:
+        first = chains[0].writable.views()[0]
+        super()._fill(chains, packet, found)
+        first[virtio_net_hdr.offset("num_buffers")] = 7
+
+
+@mutant("net", "net.device.incoming-packets.1")
+@mutant("net", "net.device.incoming-packets.2", name="CountsMergedBuffersWrong")
+class CountsBuffersWrong(Net):
+    def negotiated(self, features: int) -> None:
+        super().negotiated(features)
+        self.reception = Miscounting(features)
+
+
+@mutant("net", "net.device.vlan-filtering.1")
+class DropsTaggedFrames(Net):
+    def receive(self, packet: Packet) -> bool:
+        return True if packet.frame[12:14] == b"\x81\0" else super().receive(packet)
 
 
 class Scribbler(Reception):
@@ -239,7 +262,9 @@ class LeavesRoom(Net):
         self.reception = Wasteful(features)
 
 
-@mutant("net", f"{_INCOMING}.7")
+@mutant(
+    "net", f"{_INCOMING}.7", hard="the packet was too large for the buffers, and its loss a reason to skip the check"
+)
 class CutsNothing(Net):
     def negotiated(self, features: int) -> None:
         super().negotiated(features)

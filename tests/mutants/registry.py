@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from virtio_py.device import Device
-from virtio_py.driver import Driver
 from virtio_py.errors import VirtioError
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.spec import Feature, bit
@@ -75,8 +73,10 @@ def judge_device(kind: str, connect: Callable[[], InProcess]) -> Callable[[str],
     return lambda only: run(connect, kind, only=only, patience=PATIENCE, quiet=QUIET)
 
 
-def mutant(kind: str, clause: str, make: Make | None = None, *, within: str = "", hard: str = "") -> Callable[[Made], Made]:
-    """Registers a class of devices, or of carriers for the devices that `make` makes."""
+def mutant(
+    kind: str, clause: str, make: Make | None = None, *, within: str = "", hard: str = "", name: str = ""
+) -> Callable[[Made], Made]:
+    """Registers a class of devices, or of carriers for the devices that `make` makes. name: if not the class's."""
 
     def decorate(broken: Made) -> Made:
         def connect() -> InProcess:
@@ -86,7 +86,7 @@ def mutant(kind: str, clause: str, make: Make | None = None, *, within: str = ""
             return Carrier(broken() if make is None else make())
 
         area = broken.__module__.rpartition(".")[2]
-        register(Mutant(broken.__name__, clause, judge_device(kind, connect), area, within, hard))
+        register(Mutant(name or broken.__name__, clause, judge_device(kind, connect), area, within, hard))
         return broken
 
     return decorate
@@ -95,7 +95,9 @@ def mutant(kind: str, clause: str, make: Make | None = None, *, within: str = ""
 # Drivers
 
 
-def judge_driver(kind: str, make: Make, use: Callable[[InProcess], object], ring: int) -> Callable[[str], list[Verdict]]:
+def judge_driver(
+    kind: str, make: Make, use: Callable[[InProcess], object], ring: int
+) -> Callable[[str], list[Verdict]]:
     """The verdicts of the device that judges its driver. What the device's half of the ring finds is told by the
     server's log, with its clause; here by the fault."""
 

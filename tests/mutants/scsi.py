@@ -91,9 +91,12 @@ RESPONSES: Final = {
     "what is not known is a failure": Response(f"{_REQUESTS}.2", REQUESTQ, _unheard_of, _RESPONSE, _R.FAILURE),
     "an overrun that is none": Response(f"{_REQUESTS}.3", REQUESTQ, _is(_R.OVERRUN), _RESPONSE, _R.OK),
     "a target that is not there obeys": Response(f"{_REQUESTS}.5", CONTROLQ, _is(_R.BAD_TARGET), 0, _R.OK),
+    "an absent target fails": Response(f"{_REQUESTS}.5", REQUESTQ, _is(_R.BAD_TARGET), _RESPONSE, _R.FAILURE),
     "a LUN of any format": Response(f"{_REQUESTS}.11", REQUESTQ, _without_format, _RESPONSE, _R.OK),
     "both directions at once": Response(f"{_REQUESTS}.12", REQUESTQ, _is(_R.FAILURE), _RESPONSE, _R.OK),
-    "no attribute is served": Response("scsi.device.request-queues-text.3", REQUESTQ, _attributed, _RESPONSE, _R.FAILURE),
+    "no attribute is served": Response(
+        "scsi.device.request-queues-text.3", REQUESTQ, _attributed, _RESPONSE, _R.FAILURE,
+    ),
     "a reset is incorrect": Response(f"{_CONTROL}.1", CONTROLQ, _function(Tmf.LOGICAL_UNIT_RESET), 0, _R.FAILURE),
     "an abort finds nothing": Response(f"{_CONTROL}.2", CONTROLQ, _function(Tmf.ABORT_TASK), 0, _R.FAILURE),
     "any function is known": Response("prose.scsi.controlq", CONTROLQ, _unknown, 0, _R.FUNCTION_SUCCEEDED),
@@ -133,14 +136,6 @@ class BeginsWithLongerCdbs(Host):
         self._cdb_size = 64
 
 
-@mutant("scsi", "scsi.device.config-layout.1")
-class KeepsTheSenseSize(Host):
-    def reset(self) -> None:
-        size = self._sense_size
-        super().reset()
-        self._sense_size = size
-
-
 @mutant("scsi", f"{_REQUESTS}.1")
 class CutsAsItAlwaysDid(Host):
     """The sizes in the configuration follow the driver, and requests are cut by the defaults."""
@@ -158,6 +153,14 @@ class CutsAsItAlwaysDid(Host):
     def reset(self) -> None:
         super().reset()
         self.said = b""
+
+
+@mutant("scsi", "scsi.device.config-layout.1")
+class KeepsItsSizes(Host):
+    def reset(self) -> None:
+        sizes = self._sense_size, self._cdb_size
+        super().reset()
+        self._sense_size, self._cdb_size = sizes
 
 
 # Tasks and events
