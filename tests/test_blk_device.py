@@ -47,6 +47,7 @@ class Disk:
     stable: bytearray = field(factory=lambda: bytearray(b"\x55" * SECTORS * 512))
     read_only: bool = False
     can_deallocate: bool = True
+    concurrent: bool = False
     broken: bool = False
     asked: list[str] = field(factory=list)
 

@@ -29,7 +29,7 @@ def test_the_record_is_of_these_tests() -> None:
         names = {test.split("::")[-1] for test in recorded if test.startswith(f"{path}::")}
         # A state machine's one test is a method that Hypothesis makes.
         gone = names - functions(ROOT / path) - {"runTest"}
-        assert not gone, f"{path} has no {gone}: run pytest --record-clauses spec_notes"
+        assert not gone, f"{path} has no {gone}: run pytest -m '' --record-clauses spec_notes"
 
 
 def test_the_page_is_made_from_the_record() -> None:

@@ -70,7 +70,7 @@ SIZES = {
     m.vhost_iotlb_msg: 32,
     m.VhostUserConfig(256): 268,
     m.VhostUserVringArea: 24,
-    m.VhostUserInflight: 20,
+    m.VhostUserInflight: 24,  # QEMU sends, and wants, the padding of its C structure
     m.VhostUserShared: 16,
     m.VhostUserTransferDeviceState: 8,
     m.VhostUserMMap: 40,

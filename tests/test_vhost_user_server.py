@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 
 from tests.vhost_user_frontend import SIZE, Echo, R, addresses, memory_table, region
 from tests.vhost_user_socket import FEATURES, MEMORY, Client, await_, connected, eventfds, readable, receive
+from virtio_py.device import Device
 from virtio_py.errors import UsageError
 from virtio_py.rings.engine import Engine, engine_named
 from virtio_py.rings.queue import DriverQueue
 from virtio_py.spec import bit
+from virtio_py.status import RING_FEATURES
 from virtio_py.transports import vhost_user_messages as m
 from virtio_py.transports.vhost_user_messages import BackendRequest, Message, ProtocolFeature
 from virtio_py.transports.vhost_user_server import Server, inherited, listening
@@ -38,7 +40,7 @@ class Running:
 
     path: str
     server: Server
-    device: Echo
+    device: Device
     lines: list[str]
     thread: threading.Thread
 
@@ -77,9 +79,21 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 
 @contextlib.contextmanager
-def serving(path: Path, engine: Engine | None = None, protocol: int = PROTOCOL_FEATURES) -> Iterator[Running]:
-    device, lines = Echo(), list[str]()
-    server = Server(device, engine=engine or engine_named("reference"), log=lines.append, protocol_features=protocol)
+def serving(
+    path: Path,
+    engine: Engine | None = None,
+    protocol: int = PROTOCOL_FEATURES,
+    ring_features: int = RING_FEATURES,
+    device: Device | None = None,
+) -> Iterator[Running]:
+    lines, device = list[str](), device or Echo()
+    server = Server(
+        device,
+        engine=engine or engine_named("reference"),
+        log=lines.append,
+        protocol_features=protocol,
+        ring_features=ring_features,
+    )
     with listening(str(path)) as listener:
         running = Running(str(path), server, device, lines, threading.Thread(target=server.serve, args=[listener]))
         running.thread.start()
@@ -275,6 +289,7 @@ def test_stop_ends_a_session_at_once(running: Running, rest: bytes) -> None:
         client.start(kick, call)
         client.connection.send(rest or b"\x01")
         running.stop()
+        assert isinstance(running.device, Echo)
         assert running.device.resets > 1
 
 

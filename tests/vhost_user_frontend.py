@@ -71,6 +71,7 @@ class Books(Shell):
     sent: list[tuple[int, int, bytes]] = field(factory=list)
     lines: list[str] = field(factory=list)
     bad: set[int] = field(factory=set)
+    moved: bytes | None = None
     lent: list[int] = field(factory=list)
     files: dict[int, mmap.mmap] = field(factory=dict)
     _next: int = 100
@@ -113,6 +114,19 @@ class Books(Shell):
         assert fd in self.open
         request, _, payload = decode_message(message)
         self.sent.append((fd, request, payload))
+
+    def save(self, fd: int, state: bytes) -> None:
+        self.check_event(fd)
+        self.close(fd)
+        self.moved = state
+
+    def load(self, fd: int, limit: int) -> None:
+        self.check_event(fd)
+        self.close(fd)
+
+    def transferred(self) -> bytes | None:
+        moved, self.moved = self.moved, None
+        return moved
 
     def map_sealed(self, fd: int, size: int, offset: int) -> memoryview:
         assert fd in self.open

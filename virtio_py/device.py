@@ -13,7 +13,7 @@ from typing import ClassVar, Final, NamedTuple, Protocol, TypeVar
 from attrs import define, field
 
 from virtio_py.config_space import ConfigSpace
-from virtio_py.errors import MessageError, NegotiationError, PeerError, UsageError
+from virtio_py.errors import MemoryFault, MessageError, NegotiationError, PeerError, UsageError
 from virtio_py.memory import GuestMemory
 from virtio_py.resources import Capability, ResourceType
 from virtio_py.rings.chain import Chain
@@ -109,6 +109,12 @@ class Device:
         """Serves one chain. When this returns the chain is used, unless `chain.defer()` was called."""
         raise NotImplementedError(f"{type(self).__name__} handles no chains")
 
+    @property
+    def concurrent(self) -> bool:
+        """Whether `handle` may be called by several threads at a time, each with a queue of its own: it touches nothing
+        but the queue, the chain, and what takes care of itself. No other method is called meanwhile."""
+        return False
+
     def busy(self) -> bool:
         """Whether deferred chains are being worked on, so that suspending has to wait for `DeviceEnd.settled`."""
         return False
@@ -158,6 +164,8 @@ class DeviceEnd:
 
     ring_features: mask of the features offered besides the device's own.
     legacy:        the carrier has the legacy interface (1.3.1): 32 feature bits, no VERSION_1, no FEATURES_OK.
+    missed:        asked about a MemoryFault in a queue: True if the address may yet come to be mapped, and the carrier
+                   serves the queue again then. Nothing of the chain was taken.
     admin:         makes the device the owner of groups; for a carrier that has VIRTIO_F_ADMIN_VQ.
     resets:        how often the device has been reset.
     kicks, calls:  available and used buffer notifications since the last reset, by the index of the queue.
@@ -169,6 +177,7 @@ class DeviceEnd:
     engine: Engine = REFERENCE
     ring_features: int = RING_FEATURES
     legacy: bool = False
+    missed: Callable[[MemoryFault], bool] = field(default=lambda fault: False)
     admin: Administrator | None = None
     resets: int = field(default=0, init=False)
     fault: PeerError | None = field(default=None, init=False)
@@ -363,7 +372,8 @@ class DeviceEnd:
 
     def needs_reset(self, error: PeerError) -> None:
         """Gives up until the driver resets: DEVICE_NEEDS_RESET, then a configuration change notification."""
-        self.fault = error
+        # Without the frames it came through, which hold views of the driver's memory.
+        self.fault = error.with_traceback(None)
         for queue in self._queues.values():
             queue.stop()
         self._status |= DeviceStatus.DEVICE_NEEDS_RESET
@@ -496,6 +506,15 @@ class DeviceEnd:
         self.kicks[index] += 1
         return self.serve_queue(index)
 
+    def serve_beside(self, index: int) -> bool:
+        """As `available_buffer`, for a thread that serves this queue beside others: what goes wrong is raised, as a
+        PeerError, and is to be given to `attempt` when no queue is served. That stops them all."""
+        queue = self._queues.get(index)
+        if queue is None or not self.running:
+            return False
+        self.kicks[index] += 1
+        return serve(self.device, queue)
+
     def serve_queue(self, index: int) -> bool:
         """Serves a queue, as on a notification. For a device, too, that needs what may have become available."""
         queue = self._queues.get(index)
@@ -510,7 +529,8 @@ class DeviceEnd:
             return work()
         except PeerError as error:
             error.queue = index if error.queue is None else error.queue
-            self.needs_reset(error)
+            if not (isinstance(error, MemoryFault) and self.missed(error)):
+                self.needs_reset(error)
             return None
 
     def attend(self, watch: Watch) -> None:

@@ -66,7 +66,12 @@ class NegotiationError(PeerError):
 
 
 class MemoryFault(PeerError):
-    """An address range that is not wholly inside the memory shared with us."""
+    """An address range that is not wholly inside the memory shared with us.
+
+    access: what was tried, where that is known: (address, length in bytes, whether to write)
+    """
+
+    access: tuple[int, int, bool] | None = None
 
 
 class RequestError(PeerError):

@@ -14,9 +14,9 @@ from attrs import define, field, frozen
 
 from virtio_py.errors import MemoryFault, UsageError
 
-ADDRESS_LIMIT: Final = 1 << 63
+ADDRESS_LIMIT: Final = (1 << 63) - 1
 """Guest addresses end here. The specification allows 2^64, but no machine has them; signed 64-bit arithmetic in
-compiled loops then cannot wrap."""
+compiled loops then cannot wrap, and a region's end is a signed word too."""
 
 
 @frozen
@@ -88,6 +88,16 @@ class GuestMemory:
             at, left = at + len(piece), left - len(piece)
         return pieces
 
+    def missing(self, address: int, length: int, write: bool = False) -> int | None:
+        """The first address of a range that is not memory (that may be written), or None."""
+        at = address
+        while at < address + length:
+            region = self.find(at)
+            if region is None or (write and not region.writable):
+                return at
+            at = region.end
+        return None
+
     def read(self, address: int, length: int) -> bytes:
         """A copy of a range. Raises MemoryFault."""
         return b"".join(self.views(address, length))
@@ -117,31 +127,68 @@ class AddressSpace:
 
     target: GuestMemory
     _mappings: dict[int, tuple[int, int, bool]] = field(init=False, factory=dict)
+    _memory: GuestMemory | None = field(init=False, default=None)
 
     def map(self, iova: int, size: int, address: int, writable: bool = True) -> None:
         """Maps [iova, +size) to the guest addresses from `address` on."""
         self.target.views(address, size)
-        trial = {**self._mappings, iova: (size, address, writable)}
-        if iova in self._mappings:
-            raise UsageError(f"{iova:#x} is mapped already")
-        GuestMemory(self._regions(trial))
-        self._mappings = trial
+        if not 0 <= iova < iova + size <= ADDRESS_LIMIT:
+            raise UsageError(f"a mapping [{iova:#x}, +{size:#x}) cannot be")
+        for start, (length, _, _) in self._mappings.items():
+            if start < iova + size and iova < start + length:
+                raise UsageError(f"[{iova:#x}, +{size:#x}) is mapped already, at {start:#x}")
+        self._mappings[iova] = size, address, writable
+        self._memory = None
 
     def unmap(self, iova: int, size: int) -> None:
         """Takes away every byte of [iova, +size) that is mapped; what is left of a mapping stays."""
-        kept: dict[int, tuple[int, int, bool]] = {}
-        for start, (length, address, writable) in self._mappings.items():
-            for low, high in ((start, min(start + length, iova)), (max(start, iova + size), start + length)):
+        end = iova + size
+        hit = [(start, m) for start, m in self._mappings.items() if start < end and iova < start + m[0]]
+        for start, (length, address, writable) in hit:
+            del self._mappings[start]
+            for low, high in ((start, min(start + length, iova)), (max(start, end), start + length)):
                 if low < high:
-                    kept[low] = (high - low, address + low - start, writable)
-        self._mappings = kept
+                    self._mappings[low] = (high - low, address + low - start, writable)
+        self._memory = None
 
     def memory(self) -> GuestMemory:
-        """The mapped ranges as a memory of their own."""
-        return GuestMemory(self._regions(self._mappings))
+        """The mapped ranges as a memory of their own. Mappings that go on where another ends are one with it: a ring
+        or an indirect table that crosses from one page into the next lies in one region."""
+        if self._memory is None:
+            self._memory = GuestMemory(self._regions())
+        return self._memory
 
-    def _regions(self, mappings: dict[int, tuple[int, int, bool]]) -> Iterator[Region]:
-        for iova, (size, address, writable) in mappings.items():
+    def _merged(self) -> list[tuple[int, int, int, bool]]:
+        merged: list[tuple[int, int, int, bool]] = []
+        for iova, (size, address, writable) in sorted(self._mappings.items()):
+            start, length, target, before = merged[-1] if merged else (0, 0, 0, False)
+            if length and (start + length, target + length, before) == (iova, address, writable):
+                merged[-1] = start, length + size, target, before
+            else:
+                merged.append((iova, size, address, writable))
+        return merged
+
+    def over(self, target: GuestMemory) -> AddressSpace:
+        """The same mappings over another memory, without those that lie outside it."""
+        space = AddressSpace(target)
+        space._mappings = {
+            iova: (size, address, writable)
+            for iova, (size, address, writable) in self._mappings.items()
+            if target.missing(address, size) is None
+        }
+        return space
+
+    def __len__(self) -> int:
+        """How many mappings there are."""
+        return len(self._mappings)
+
+    def forget_oldest(self) -> None:
+        """Takes away the mapping that was made first. There must be one."""
+        del self._mappings[next(iter(self._mappings))]
+        self._memory = None
+
+    def _regions(self) -> Iterator[Region]:
+        for iova, size, address, writable in self._merged():
             at = iova
             for view in self.target.views(address, size):
                 yield Region(at, view, writable)

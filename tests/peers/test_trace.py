@@ -1,11 +1,12 @@
 """`virtio-py trace` between programs that were not written here: nothing is lost on the way, and all is understood.
 
-Linux in front of QEMU's storage daemon, and DPDK in front of DPDK, once in each layout.
+Linux in front of QEMU's storage daemon, and DPDK in front of DPDK, and of ours, in each layout.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 
 from tests.peers.blk import check_tree, run_ext4
 from tests.peers.dpdk import dpdk_back_end
+from tests.peers.net import serve_net
 from tests.peers.process import Server, serving
 from tests.peers.qsd import storage_daemon
 from tests.peers.require import require
@@ -74,4 +76,21 @@ def test_dpdk_before_dpdk(tmp_path: Path, packed: int) -> None:
     messages = events(told, "message")
     accepted = [one["features"] for one in messages if one["name"] == "SET_FEATURES"]
     assert all(("RING_PACKED" in features) == bool(packed) for features in accepted)
+    assert breaches(told) == set()
+
+
+@pytest.mark.parametrize("in_order", [0, 1])
+@pytest.mark.parametrize("packed", [0, 1], ids=["split", "packed"])
+def test_dpdk_before_ours(tmp_path: Path, packed: int, in_order: int) -> None:
+    front, back, told = (tmp_path / name for name in ("front.sock", "back.sock", "t.json"))
+    options = ["--port", "loopback", *(["--packed"] if packed else []), *(["--in-order"] if in_order else [])]
+    with serve_net(back, *options), tracing(front, back, "--json", str(told), "--quiet"):
+        switches = (f"packed_vq={packed}", f"in_order={in_order}", "mrg_rxbuf=1")
+        printed = forward(front, tmp_path / "log", 5, 1, *switches)
+    received = max(int(count) for count in re.findall(r"RX-packets: (\d+)", printed))
+    assert received > 300, printed
+    assert not re.search(r"(RX|TX)-errors: *[1-9]", printed)
+    accepted = [set(one["features"]) for one in events(told, "message") if one["name"] == "SET_FEATURES"]
+    assert all(("IN_ORDER" in features) == bool(in_order) for features in accepted if features)
+    assert all(("RING_PACKED" in features) == bool(packed) for features in accepted if features)
     assert breaches(told) == set()

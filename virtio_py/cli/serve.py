@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from virtio_py.cli import serve_console, serve_net, serve_scsi, serve_zones
@@ -60,6 +61,19 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print-capabilities", action="store_true", help="print capabilities as JSON and exit")
     parser.add_argument("--engine", choices=("reference", "compiled"), default="reference", help="what runs the rings")
     parser.add_argument("--packed", action="store_true", help="offer packed virtqueues")
+    parser.add_argument("--in-order", action="store_true", help="offer to use buffers in the order they come in")
+    parser.add_argument(
+        "--iommu", action="store_true", help="offer VIRTIO_F_ACCESS_PLATFORM: addresses are the front-end's IOMMU's"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="serve from N processes, a front-end each at a time, and replace those that die",
+    )
+    parser.add_argument(
+        "--sealed", action="store_true", help="refuse memory whose file the front-end could make shorter"
+    )
     parser.add_argument(
         "--inband-notifications", action="store_true", help="offer to replace event descriptors by messages"
     )
@@ -73,6 +87,9 @@ def _add_blk(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queue-size", type=int, default=256, metavar="N", help="the largest queue size taken (256)")
     parser.add_argument(
         "--serial", default="virtio-py", metavar="TEXT", help="the disk's identification, at most 20 bytes (virtio-py)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="threads that serve the request queues side by side (1)"
     )
     serve_zones.add_options(parser)
 
@@ -90,16 +107,16 @@ def run(args: argparse.Namespace) -> int:
     if args.socket_path is None and args.fd is None:
         raise UsageError("one of --socket-path and --fd is needed")
     if backend.serve is not None:
-        backend.serve(args, args.socket_path, **_options(args))
-        return 0
-    with backend.make(args) as device:
-        _serve(device, args)
-    return 0
+        if args.workers is not None and args.workers != 1:
+            raise UsageError("interfaces that talk to each other are served by one process, which --workers 1 replaces")
+        return _supervised(args, partial(backend.serve, args, args.socket_path, **_options(args)))
+    with _socket(args) as sock:
+        return _supervised(args, partial(_serve, backend, args, sock), sock)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     from virtio_py.rings.engine import engine_named
-    from virtio_py.spec import Feature, bit
+    from virtio_py.spec import Feature, mask
     from virtio_py.status import RING_FEATURES
     from virtio_py.transports.vhost_user_messages import ProtocolFeature
     from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES
@@ -107,19 +124,46 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "engine": engine_named(args.engine),
         "log": _log,
+        "sealed": args.sealed,
         "protocol_features": PROTOCOL_FEATURES | args.inband_notifications << ProtocolFeature.INBAND_NOTIFICATIONS,
-        "ring_features": RING_FEATURES & ~bit(Feature.RING_PACKED) | args.packed << Feature.RING_PACKED,
+        "ring_features": RING_FEATURES & ~mask(Feature.RING_PACKED, Feature.IN_ORDER)
+        | args.packed << Feature.RING_PACKED
+        | args.in_order << Feature.IN_ORDER
+        | args.iommu << Feature.ACCESS_PLATFORM,
     }
 
 
-def _serve(device: Device, args: argparse.Namespace) -> None:
+def _supervised(args: argparse.Namespace, work: Callable[[], None], sock: socket.socket | None = None) -> int:
+    """Does the work here, or in processes that are replaced. Returns the program's status."""
+    from virtio_py.transports.vhost_user_server import is_listening
+    from virtio_py.transports.vhost_user_supervisor import Supervisor
+
+    if args.workers is None:
+        work()
+        return 0
+    if sock is not None:
+        if not is_listening(sock):
+            raise UsageError("workers take turns at a listening socket, and this one is connected")
+        # Whoever connected may have been taken by another of them.
+        sock.setblocking(False)
+    supervisor = Supervisor(args.workers, work, log=_log)
+    _on_signals(supervisor.stop)
+    return supervisor.run()
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop())
+
+
+def _serve(backend: Kind, args: argparse.Namespace, sock: socket.socket) -> None:
     from virtio_py.transports.vhost_user_server import Server
 
-    server = Server(device, **_options(args))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: server.stop())
-    with closing(server), _socket(args) as sock:
-        server.serve(sock)
+    with backend.make(args) as device:
+        server = Server(device, **_options(args), threads=getattr(args, "threads", 1))
+        _on_signals(server.stop)
+        with closing(server):
+            server.serve(sock)
 
 
 def _socket(args: argparse.Namespace) -> AbstractContextManager[socket.socket]:
@@ -129,7 +173,9 @@ def _socket(args: argparse.Namespace) -> AbstractContextManager[socket.socket]:
 
 
 def _log(line: str) -> None:
-    print(f"virtio-py: {line}", file=sys.stderr, flush=True)
+    # In one piece: workers have one standard error.
+    sys.stderr.write(f"virtio-py: {line}\n")
+    sys.stderr.flush()
 
 
 def _make_blk(args: argparse.Namespace) -> AbstractContextManager[Device]:

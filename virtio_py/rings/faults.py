@@ -85,4 +85,7 @@ def fault(code: int, state: k.Words, layout: str, queue: int) -> PeerError:
     found = FAULTS[code]
     clause = found.split if layout == "split" else found.packed
     message = found.message.format(id=state[k.FAULT_ID], at=state[k.FAULT_AT])
-    return found.error(message, clause=clause, queue=queue)
+    error = found.error(message, clause=clause, queue=queue)
+    if isinstance(error, MemoryFault):
+        error.access = int(state[k.FAULT_ADDRESS]), int(state[k.FAULT_LENGTH]), bool(state[k.FAULT_WRITE])
+    return error

@@ -181,10 +181,12 @@ def device_ring(config: Placed, memory: GuestMemory, features: int, engine: Engi
         _area(memory, config.index, address, part, layout.alignment)
         for address, part in zip(addresses, layout.parts(config.size), strict=True)
     ]
-    for address, _ in written_areas(config, features):
+    for address, length in written_areas(config, features):
         region = memory.find(address)
         if region is None or not region.writable:
-            raise MemoryFault(f"area at {address:#x} is memory that may only be read", queue=config.index)
+            error = MemoryFault(f"area at {address:#x} is memory that may only be read", queue=config.index)
+            error.access = address, length, True
+            raise error
     row = next(i for i, region in enumerate(memory.regions) if region is memory.find(config.descriptor_area))
     common = {
         "size": config.size,
@@ -219,5 +221,5 @@ def _area(memory: GuestMemory, queue: int, address: int, part: Part, clause: str
     try:
         return memory.view(address, part.size)
     except MemoryFault as error:
-        error.queue = queue
+        error.queue, error.access = queue, (address, part.size, False)
         raise

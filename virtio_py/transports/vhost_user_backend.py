@@ -19,8 +19,10 @@ from virtio_py.device import Device
 from virtio_py.errors import MessageError, PeerError
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.status import RING_FEATURES
+from virtio_py.transports.vhost_user_iotlb import answered
 from virtio_py.transports.vhost_user_messages import (
     FRONTEND_MESSAGES,
+    BackendRequest,
     Flag,
     FrontendRequest,
     Message,
@@ -29,7 +31,8 @@ from virtio_py.transports.vhost_user_messages import (
     decode_payload,
     u64,
 )
-from virtio_py.transports.vhost_user_requests import HANDLERS
+from virtio_py.transports.vhost_user_net import offered_by
+from virtio_py.transports.vhost_user_requests import HANDLERS, NOTHING
 from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES, Session, Shell
 from virtio_py.watch import Watch
 
@@ -53,7 +56,7 @@ class Backend:
         ring_features: int = RING_FEATURES,
     ) -> None:
         self._shell = shell
-        self.session: Final = Session(device, shell, engine, protocol_features, ring_features)
+        self.session: Final = Session(device, shell, engine, offered_by(device, protocol_features), ring_features)
 
     def receive(self, message: Message, fds: Sequence[int] = ()) -> bytes | None:
         """Takes one message and its descriptors; the bytes of the answer, or None. Raises PeerError: hang up."""
@@ -84,11 +87,13 @@ class Backend:
     def _handle(self, message: Message, request: FrontendRequest | None, shape: Shape, fds: list[int]) -> bytes | None:
         if request is None:
             raise MessageError(f"request {message.request} is not known")
-        handler = HANDLERS.get(request)
-        if handler is None or (shape.needs is not None and not self.session.protocol_offered >> shape.needs & 1):
-            raise MessageError(f"{request.name} is not offered")
         if len(fds) > shape.fds:
             raise MessageError(f"{len(fds)} descriptors, where at most {shape.fds} belong", where=request.name)
+        handler = HANDLERS.get(request)
+        if handler is None or (shape.needs is not None and not self.session.protocol_offered >> shape.needs & 1):
+            if request in NOTHING:
+                return NOTHING[request]
+            raise MessageError(f"{request.name} is not offered")
         return handler(self.session, decode_payload(request.name, shape, message.payload), fds)
 
     def kicked(self, index: int) -> None:
@@ -114,9 +119,23 @@ class Backend:
         """One of those is ready."""
         self.session.end.attend(watch)
 
+    def answered(self, message: Message) -> None:
+        """What the front-end answered on the channel of our requests. Raises MessageError for what is no answer."""
+        if not message.flags & Flag.REPLY or message.request != BackendRequest.IOTLB_MSG:
+            raise MessageError(f"message {message.request} on the back-end's channel answers nothing")
+        answered(self.session, decode_payload("IOTLB_MSG", Shape(u64), message.payload).u64)
+
     def serve(self) -> bool:
         """Serves every ring that is due, one budget each. True if something is left to do."""
         return self.session.serve()
+
+    def failed(self, index: int, error: PeerError) -> None:
+        """Serving a ring beside others (`DeviceEnd.serve_beside`) has raised this. None is being served now."""
+
+        def again() -> None:
+            raise error
+
+        self.session.end.attempt(again, index)
 
     def close(self) -> None:
         """The front-end is gone: resets the device, closes every descriptor, lets go of the memory."""

@@ -3,13 +3,15 @@
 Every descriptor here came from the front-end, which keeps the other end and shares its flags. So none is ever set to
 non-blocking, and none is ever waited on: reads and sends are asked not to wait one by one.
 
-A front-end that makes a file shorter after we have mapped it can still kill this process (SIGBUS): nothing but a seal
-on the file could prevent that, and front-ends do not seal.
+A front-end that makes a file shorter after we have mapped it kills this process (SIGBUS) when that is touched. A seal
+prevents it: where the file takes one it gets it, and `sealed` refuses all other memory. Else see
+`vhost_user_supervisor`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import select
@@ -17,57 +19,26 @@ import socket
 import stat
 from array import array
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from queue import SimpleQueue
 from typing import Final
 
-from attrs import define, field
-
 from virtio_py.device import Device
-from virtio_py.errors import Disconnected, MessageError
+from virtio_py.errors import Disconnected, MessageError, PeerError, VirtioError
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.status import RING_FEATURES
 from virtio_py.transports.vhost_user_backend import Backend
+from virtio_py.transports.vhost_user_channel import Channel, Outbox
 from virtio_py.transports.vhost_user_inflight_file import map_sealed, sealed_file
 from virtio_py.transports.vhost_user_messages import MAX_FDS, Assembler
 from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES, Shell
+from virtio_py.transports.vhost_user_transfer import Transfer, Transfers
+from virtio_py.transports.vhost_user_workers import Workers
 from virtio_py.watch import wait_ready
 
 _ONE: Final = (1).to_bytes(8, "little")
 _POLL_INTERVAL: Final = 0.001
 """How often rings are looked at whose driver does not kick, in seconds."""
-
-
-@define
-class Outbox:
-    """Bytes that wait to be sent on a stream socket. `unique`: what waits already is not queued twice."""
-
-    socket: socket.socket
-    unique: bool = False
-    _waiting: list[bytes] = field(init=False, factory=list)
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing waits."""
-        return not self._waiting
-
-    def push(self, data: bytes) -> None:
-        """Queues and sends what can be sent at once."""
-        # The first one may have left in part.
-        if not (self.unique and data in self._waiting[1:]):
-            self._waiting.append(data)
-        self.flush()
-
-    def flush(self) -> None:
-        """Sends what the socket takes without waiting. Raises Disconnected."""
-        try:
-            while self._waiting:
-                sent = self.socket.send(self._waiting[0], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-                self._waiting[0] = self._waiting[0][sent:]
-                if not self._waiting[0]:
-                    self._waiting.pop(0)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            raise Disconnected(f"the front-end does not listen: {error.strerror}") from error
 
 
 class Client(Shell):
@@ -86,24 +57,46 @@ class Client(Shell):
         engine: Engine = REFERENCE,
         protocol_features: int = PROTOCOL_FEATURES,
         ring_features: int = RING_FEATURES,
+        threads: int = 1,
+        sealed: bool = False,
     ) -> None:
+        self._sealed = sealed
         self._connection = connection
         self._wake = wake
         self._say = log
         self._assembler = Assembler()
         self._fds: list[int] = []
         self._replies = Outbox(connection)
+        self._channels: dict[int, Channel] = {}
+        self._channel_events: dict[int, int] = {}
         self._lent: list[int] = []
-        self._channels: dict[int, Outbox] = {}
         self._sockets: dict[int, socket.socket] = {}
         self._kicks: dict[int, int] = {}
         self._wanted = select.EPOLLIN
         self._epoll = select.epoll()
+        self._transfers = Transfers(self._epoll, log)
         self._epoll.register(connection, self._wanted)
         self._epoll.register(wake, select.EPOLLIN)
         self._backend = Backend(
             device, self, engine=engine, protocol_features=protocol_features, ring_features=ring_features
         )
+        self._errors: SimpleQueue[tuple[int, PeerError | None]] = SimpleQueue()
+        self._failure = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._failure, select.EPOLLIN)
+        self._workers = self._employ(threads) if threads > 1 else None
+
+    def _employ(self, threads: int) -> Workers:
+        def failed(index: int, error: PeerError | None) -> None:
+            self._errors.put((index, error))
+            os.eventfd_write(self._failure, 1)
+
+        session = self._backend.session
+        workers = Workers(threads, session.end.serve_beside, failed)
+        session.beside = workers.submit
+        return workers
+
+    def _quiet(self) -> AbstractContextManager[None]:
+        return self._workers.quiet() if self._workers is not None else nullcontext()
 
     # The loop
 
@@ -128,13 +121,21 @@ class Client(Shell):
         timeout = 0 if more else _POLL_INTERVAL if self._backend.polling else None
         if watches := self._backend.watch():
             # The device's first, or a front-end that never stops kicking would keep them waiting.
-            for watch in wait_ready(watches, timeout, self._epoll.fileno()):
-                self._backend.attend(watch)
+            if ready := wait_ready(watches, timeout, self._epoll.fileno()):
+                with self._quiet():
+                    for watch in ready:
+                        self._backend.attend(watch)
             timeout = 0
         events = dict(self._epoll.poll(timeout))
         if self._wake in events:
             return False
         self._backend.poll()
+        # A kick only says which ring is due; all else is nothing to do beside rings that are being served.
+        with nullcontext() if events.keys() <= self._kicks.keys() else self._quiet():
+            self._react(events)
+        return True
+
+    def _react(self, events: dict[int, int]) -> None:
         # Messages last: they close descriptors, whose numbers may come back as something else.
         message = events.pop(self._connection.fileno(), 0)
         for fd in events:
@@ -148,15 +149,39 @@ class Client(Shell):
         if wanted != self._wanted:
             self._wanted = wanted
             self._epoll.modify(self._connection, wanted)
-        return True
 
     def _event(self, fd: int) -> None:
-        if fd in self._channels:
-            self._channels[fd].flush()
-            if self._channels[fd].empty:
-                self._epoll.unregister(fd)
+        if fd == self._failure:
+            self._take_errors()
+        elif fd in self._channels:
+            self._attend_channel(fd)
+        elif fd == self._transfers.fd:
+            self._transfers.step()
         elif fd in self._kicks and self._consume(fd):
             self._backend.kicked(self._kicks[fd])
+
+    def _take_errors(self) -> None:
+        os.eventfd_read(self._failure)
+        while not self._errors.empty():
+            index, error = self._errors.get()
+            if error is None:
+                raise VirtioError(f"the thread that served ring {index} has ended with an error of its own")
+            self._backend.failed(index, error)
+
+    def _attend_channel(self, fd: int) -> None:
+        channel = self._channels[fd]
+        channel.flush()
+        if answer := channel.receive():
+            self._backend.answered(answer)
+        self._watch_channel(fd, channel.events)
+
+    def _watch_channel(self, fd: int, events: int) -> None:
+        before = self._channel_events.pop(fd, 0)
+        if events:
+            self._channel_events[fd] = events
+            (self._epoll.modify if before else self._epoll.register)(fd, events)
+        elif before:
+            self._epoll.unregister(fd)
 
     def _consume(self, fd: int) -> bool:
         """Takes an event without ever waiting for one; False if there is none. One that is dead is watched no more."""
@@ -217,7 +242,11 @@ class Client(Shell):
 
     def end(self) -> None:
         """Lets go of everything that the front-end gave us, and of the connection."""
+        if self._workers is not None:
+            self._workers.close()
         self._backend.close()
+        self._transfers.close()
+        os.close(self._failure)
         for fd in self._fds + self._lent:
             os.close(fd)
         self._fds, self._lent = [], []
@@ -228,7 +257,11 @@ class Client(Shell):
 
     def map(self, fd: int, size: int, offset: int) -> memoryview:
         """See Mapper."""
+        # Before its size is looked at: from then on it cannot become less.
+        sealed = _seal(fd)
         status = os.fstat(fd)
+        if self._sealed and not sealed:
+            raise MessageError("a region's file could be made shorter, and takes no seal against that")
         if not stat.S_ISREG(status.st_mode):
             raise MessageError("a region's descriptor is not of a file")
         if size > status.st_size - offset:
@@ -256,11 +289,8 @@ class Client(Shell):
 
     def close(self, fd: int) -> None:
         """See Shell."""
-        channel = self._channels.pop(fd, None)
-        if channel is not None and not channel.empty:
-            # What found nobody to send it to waits, and is not watched for.
-            with contextlib.suppress(FileNotFoundError):
-                self._epoll.unregister(fd)
+        if self._channels.pop(fd, None) is not None:
+            self._watch_channel(fd, 0)
         self._unwatch(fd)
         owner = self._sockets.pop(fd, None)
         if owner is not None:
@@ -289,7 +319,7 @@ class Client(Shell):
         """See Shell. User Mode Linux gives sockets for eventfds."""
         mode = os.fstat(fd).st_mode
         if stat.S_ISSOCK(mode):
-            self._sockets[fd] = socket.socket(fileno=fd)
+            self._sockets[fd] = self._stranger(fd)
         elif stat.S_IFMT(mode) and not stat.S_ISFIFO(mode):
             raise MessageError("an event's descriptor is not an eventfd, a pipe or a socket")
 
@@ -305,25 +335,59 @@ class Client(Shell):
         except OSError as error:
             raise MessageError(f"an event cannot be signalled: {error.strerror}") from error
 
+    def _stranger(self, fd: int) -> socket.socket:
+        """The socket that came as `fd`. The other end of a connection to us is refused: if we held that, we should
+        never see the connection end."""
+        found, own = socket.socket(fileno=fd), self._connection.getsockname()
+        with contextlib.suppress(OSError):
+            if own and found.getpeername() == own:
+                found.detach()
+                raise MessageError("the descriptor is of a connection to ourselves")
+        return found
+
     def check_channel(self, fd: int) -> None:
         """See Shell."""
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             raise MessageError("the channel's descriptor is not a socket")
-        self._sockets[fd] = socket.socket(fileno=fd)
-        self._channels[fd] = Outbox(self._sockets[fd], unique=True)
+        self._sockets[fd] = self._stranger(fd)
+        self._channels[fd] = Channel(self._sockets[fd])
 
     def send(self, fd: int, message: bytes) -> None:
         """See Shell."""
-        outbox = self._channels[fd]
-        waited = not outbox.empty
-        outbox.push(message)
-        # Watched only while something waits: that the other end was closed would be reported for ever.
-        if not waited and not outbox.empty:
-            self._epoll.register(fd, select.EPOLLOUT)
+        channel = self._channels[fd]
+        channel.send(message)
+        self._watch_channel(fd, channel.events)
+
+    def save(self, fd: int, state: bytes) -> None:
+        """See Shell."""
+        self._begin(Transfer(fd, state))
+
+    def load(self, fd: int, limit: int) -> None:
+        """See Shell."""
+        self._begin(Transfer(fd, limit=limit))
+
+    def _begin(self, transfer: Transfer) -> None:
+        if stat.S_ISSOCK(os.fstat(transfer.fd).st_mode):
+            self._stranger(transfer.fd).detach()
+        self._transfers.begin(transfer)
+
+    def transferred(self) -> bytes | None:
+        """See Shell."""
+        return self._transfers.finish()
 
     def log(self, line: str) -> None:
         """See Shell."""
         self._say(line)
+
+
+def _seal(fd: int) -> bool:
+    """Sees to it that a file cannot be made shorter; whether that is so. Only memfds take seals, and not all."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    try:
+        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
+    except OSError:
+        return False
 
 
 def _writable(fd: int) -> bool:

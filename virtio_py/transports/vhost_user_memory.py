@@ -53,6 +53,12 @@ class MemoryTable:
     def _memory(self) -> GuestMemory:
         return GuestMemory(Region(r.guest_address, r.view) for r in self.regions)
 
+    @property
+    def user_memory(self) -> GuestMemory:
+        """The same in user addresses, to which I/O addresses are mapped; regions that have too high ones left out."""
+        reachable = (r for r in self.regions if r.user_address <= ADDRESS_LIMIT - r.size)
+        return GuestMemory(Region(r.user_address, r.view) for r in reachable)
+
     def translate(self, user_address: int) -> int:
         """The guest address of a user address. Raises MemoryFault when no region has it."""
         for region in self.regions:

@@ -241,8 +241,14 @@ VhostUserVringArea = Record(
 
 VhostUserInflight = Record(
     "VhostUserInflight",
-    Struct("mmap_size" / Int64un, "mmap_offset" / Int64un, "num_queues" / Int16un, "queue_size" / Int16un),
-    cite="Inflight description",
+    Struct(
+        "mmap_size" / Int64un,
+        "mmap_offset" / Int64un,
+        "num_queues" / Int16un,
+        "queue_size" / Int16un,
+        "padding" / Bytes(4),
+    ),
+    cite="Inflight description; a C structure, hence the padding",
 )
 
 VhostUserShared = Record("VhostUserShared", Struct("uuid" / Bytes(16)), cite="VhostUserShared")

@@ -13,6 +13,7 @@ from typing import Any, Final
 from virtio_py.errors import MessageError
 from virtio_py.spec import Feature, mask
 from virtio_py.transports.vhost_user_inflight import map_region, region_size
+from virtio_py.transports.vhost_user_iotlb import use_memory
 from virtio_py.transports.vhost_user_memory import MAX_MEM_SLOTS, MemoryTable
 from virtio_py.transports.vhost_user_messages import (
     INVALID_FD,
@@ -22,10 +23,13 @@ from virtio_py.transports.vhost_user_messages import (
     ProtocolFeature,
     VhostUserConfig,
     VhostUserInflight,
+    VhostUserShMemConfig,
     u64,
     vhost_vring_state,
 )
+from virtio_py.transports.vhost_user_net import net_set_mtu, send_rarp
 from virtio_py.transports.vhost_user_session import Session, ring_of
+from virtio_py.transports.vhost_user_state import begin, check
 from virtio_py.transports.vhost_user_vring import Vring
 
 Handler = Callable[[Session, Any, list[int]], bytes | None]
@@ -80,6 +84,7 @@ def reset_owner(session: Session, value: Any, fds: list[int]) -> None:
 
 
 def reset_device(session: Session, value: Any, fds: list[int]) -> None:
+    session.loaded = None
     session.restart()
     session.end.reset()
     for ring in session.rings:
@@ -109,6 +114,13 @@ def add_mem_reg(session: Session, value: Any, fds: list[int]) -> None:
 
 def rem_mem_reg(session: Session, value: Any, fds: list[int]) -> None:
     session.replace_table(lambda: session.table.without_region(value.region))
+
+
+def iotlb_msg(session: Session, value: Any, fds: list[int]) -> None:
+    if not session.translating:
+        raise MessageError("an IOTLB message without VIRTIO_F_ACCESS_PLATFORM")
+    session.iotlb.apply(value)
+    use_memory(session)
 
 
 # Rings
@@ -269,6 +281,7 @@ HANDLERS: Final[dict[FrontendRequest, Handler]] = {
     _R.GET_QUEUE_NUM: get_queue_num,
     _R.SET_VRING_ENABLE: set_vring_enable,
     _R.SET_BACKEND_REQ_FD: set_backend_req_fd,
+    _R.IOTLB_MSG: iotlb_msg,
     _R.GET_INFLIGHT_FD: get_inflight_fd,
     _R.SET_INFLIGHT_FD: set_inflight_fd,
     _R.GET_CONFIG: get_config,
@@ -278,7 +291,19 @@ HANDLERS: Final[dict[FrontendRequest, Handler]] = {
     _R.GET_MAX_MEM_SLOTS: get_max_mem_slots,
     _R.ADD_MEM_REG: add_mem_reg,
     _R.REM_MEM_REG: rem_mem_reg,
+    _R.SEND_RARP: send_rarp,
+    _R.NET_SET_MTU: net_set_mtu,
+    _R.SET_DEVICE_STATE_FD: begin,
+    _R.CHECK_DEVICE_STATE: check,
     _R.SET_STATUS: set_status,
     _R.GET_STATUS: get_status,
 }
 """The requests that are served; a request that is not here is refused."""
+
+NOTHING: Final[dict[FrontendRequest, bytes]] = {
+    _R.POSTCOPY_ADVISE: b"",
+    _R.GET_SHARED_OBJECT: b"",
+    _R.GET_SHMEM_CONFIG: VhostUserShMemConfig(0).encode(),
+}
+"""What is not offered, and can be said so in the answer that is due: no descriptor (no page faults are handed over, no
+object is shared), no region. That fails one request of the front-end's, and not the whole device."""

@@ -21,13 +21,18 @@ from virtio_py.errors import Disconnected, PeerError, UsageError
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.status import RING_FEATURES
 from virtio_py.transports.vhost_user_client import Client
+from virtio_py.transports.vhost_user_messages import ProtocolFeature
 from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES
 
 
 class Server:
     """Serves one device to front-ends, one after another. `log` is called with one line for what is worth knowing.
 
-    Raises UsageError where the system is not Linux: epoll, eventfd and reads that do not wait come from there.
+    threads: how many serve its queues side by side, if the device is `concurrent`; 1: none besides the caller
+    sealed: whether memory is refused whose file the front-end could make shorter under us
+
+    Raises UsageError for threads that cannot be, and where the system is not Linux: epoll, eventfd and reads that do
+    not wait come from there.
     """
 
     def __init__(
@@ -38,9 +43,17 @@ class Server:
         log: Callable[[str], None],
         protocol_features: int = PROTOCOL_FEATURES,
         ring_features: int = RING_FEATURES,
+        threads: int = 1,
+        sealed: bool = False,
     ) -> None:
         if sys.platform != "linux":
             raise UsageError(f"serving vhost-user needs Linux (epoll, eventfd, preadv2), not {sys.platform}")
+        if threads < 1 or (threads > 1 and not device.concurrent):
+            raise UsageError(f"{threads} threads cannot serve this device: its queues have something in common")
+        if threads > 1 and protocol_features >> ProtocolFeature.INBAND_NOTIFICATIONS & 1:
+            raise UsageError("in-band notifications share one socket, and are not for several threads")
+        self.threads: Final = threads
+        self.sealed: Final = sealed
         self.device: Final = device
         self.engine: Final = engine
         self.log: Final = log
@@ -58,7 +71,7 @@ class Server:
 
     def serve(self, sock: socket.socket) -> None:
         """Serves what connects to a listening socket, until `stop`; or a connected one, until it ends."""
-        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        if not is_listening(sock):
             self.serve_client(sock)
             return
         with select.epoll() as epoll:
@@ -87,6 +100,8 @@ class Server:
             engine=self.engine,
             protocol_features=self.protocol_features,
             ring_features=self.ring_features,
+            threads=self.threads,
+            sealed=self.sealed,
         )
         try:
             client.run()
@@ -130,6 +145,11 @@ def _remove_stale(path: str) -> None:
             os.unlink(path)
             return
     raise UsageError(f"somebody listens at {path} already")
+
+
+def is_listening(sock: socket.socket) -> bool:
+    """Whether front-ends connect to a socket, and it is not connected itself."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def inherited(fd: int) -> socket.socket:

@@ -50,6 +50,7 @@ class Servers:
     engine: Engine = field(default=REFERENCE, kw_only=True)
     protocol_features: int = field(default=PROTOCOL_FEATURES, kw_only=True)
     ring_features: int = field(default=RING_FEATURES, kw_only=True)
+    sealed: bool = field(default=False, kw_only=True)
     _stop: int = field(init=False, default=-1)
     _places: list[_Place] = field(init=False, factory=list)
     _open: contextlib.ExitStack = field(init=False, factory=contextlib.ExitStack)
@@ -106,6 +107,7 @@ class Servers:
                 engine=self.engine,
                 protocol_features=self.protocol_features,
                 ring_features=self.ring_features,
+                sealed=self.sealed,
             )
 
     def _turn(self, place: _Place) -> None:

@@ -9,17 +9,19 @@ off with no question where they stand) has had its driver reset the device.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from attrs import define, field
 
 from virtio_py.device import Device, DeviceEnd
-from virtio_py.errors import MessageError, NegotiationError, PeerError
+from virtio_py.errors import MemoryFault, MessageError, NegotiationError, PeerError
 from virtio_py.memory import GuestMemory
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.spec import DeviceStatus, Feature, bit, mask
 from virtio_py.status import RING_FEATURES
 from virtio_py.transports.vhost_user_inflight import Inflight, Sealed
+from virtio_py.transports.vhost_user_iotlb import Iotlb, forget_when_idle, missed, use_memory
 from virtio_py.transports.vhost_user_memory import Mapper, MemoryTable
 from virtio_py.transports.vhost_user_messages import (
     F_LOG_ALL,
@@ -29,6 +31,7 @@ from virtio_py.transports.vhost_user_messages import (
     ProtocolFeature,
     vhost_vring_state,
 )
+from virtio_py.transports.vhost_user_state import Direction, State, go_on
 from virtio_py.transports.vhost_user_vring import USED_INDEX_OFFSET, Vring, base_of
 
 PROTOCOL_FEATURES: Final = mask(
@@ -40,9 +43,11 @@ PROTOCOL_FEATURES: Final = mask(
     ProtocolFeature.RESET_DEVICE,
     ProtocolFeature.CONFIGURE_MEM_SLOTS,
     ProtocolFeature.STATUS,
+    ProtocolFeature.DEVICE_STATE,
 )
-"""What a back-end offers unless it is told otherwise. INBAND_NOTIFICATIONS is served too, but some front-ends take it
-whenever it is offered, and a message is a slow kick."""
+"""What a back-end offers unless it is told otherwise, besides MTU and RARP where there is a network.
+INBAND_NOTIFICATIONS is served too, but some front-ends take it whenever it is offered, and a message is a slow
+kick."""
 
 _NOT_VIRTIO: Final = mask(F_LOG_ALL, F_PROTOCOL_FEATURES)
 _NEGOTIATED: Final = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FEATURES_OK
@@ -70,6 +75,16 @@ class Shell(Mapper, Sealed, Protocol):
     def send(self, fd: int, message: bytes) -> None:
         """Sends a request of ours. One that waits to be sent already need not be sent twice."""
 
+    def save(self, fd: int, state: bytes) -> None:
+        """Begins to write a device's state to a pipe, as its other end takes it; `fd` is the shell's from now on. What
+        was moved before is given up. Raises MessageError, with `fd` the caller's, if that cannot be."""
+
+    def load(self, fd: int, limit: int) -> None:
+        """Begins to read a state, of at most `limit` bytes, from a pipe. Otherwise as `save`."""
+
+    def transferred(self) -> bytes | None:
+        """The state, if all of it was moved by now, else None. Either way there is nothing more to be moved."""
+
     def lend(self, size: int) -> None:
         """Sends a new sealed file of so many zero bytes beside the reply that is about to be made. Raises MessageError
         if there is none to be had."""
@@ -83,7 +98,9 @@ class Session:
     """One front-end's session with a device. It is its end's notifier.
 
     protocol_offered: mask of ProtocolFeatures; ring_features: mask, as for DeviceEnd; features: what SET_FEATURES
-    gave last; protocol: what SET_PROTOCOL_FEATURES gave; channel: the descriptor for requests of ours, or None.
+    gave last; protocol: what SET_PROTOCOL_FEATURES gave; channel: the descriptor for requests of ours, or None;
+    beside: where rings that are due are handed to, to be served by others (`DeviceEnd.serve_beside`), or None;
+    moving: which way a state of the device is being moved; loaded: one that came, until a ring is in service.
     """
 
     device: Final[Device]
@@ -94,17 +111,23 @@ class Session:
     end: DeviceEnd = field(init=False)
     rings: list[Vring] = field(init=False)
     table: MemoryTable = field(init=False, factory=MemoryTable)
+    iotlb: Iotlb = field(init=False, factory=Iotlb)
     inflight: Inflight = field(init=False, factory=Inflight)
     features: int = field(init=False, default=0)
     protocol: int = field(init=False, default=0)
     channel: int | None = field(init=False, default=None)
+    beside: Callable[[int], None] | None = field(init=False, default=None)
+    moving: Direction | None = field(init=False, default=None)
+    loaded: State | None = field(init=False, default=None)
     _due: dict[int, None] = field(init=False, factory=dict)
     _anew: bool = field(init=False, default=True)
     _config_news: bool = field(init=False, default=False)
     _told: PeerError | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
-        self.end = DeviceEnd(self.device, GuestMemory(()), self, self.engine, self.ring_features)
+        self.end = DeviceEnd(
+            self.device, GuestMemory(()), self, self.engine, self.ring_features, missed=partial(missed, self)
+        )
         self.rings = [Vring(i) for i in range(self.end.num_queues)]
 
     def has(self, feature: ProtocolFeature) -> bool:
@@ -126,7 +149,9 @@ class Session:
         changed = (features ^ self.features) & ~_NOT_VIRTIO
         if changed or self.end.fault is not None or self._switched_off():
             self.restart()
-        self.features = features
+        was, self.features = self.translating, features
+        if was != self.translating:
+            use_memory(self)
         if self._anew and not self.has(ProtocolFeature.STATUS):
             # If these cannot be served the front-end hears of it when it starts a ring: some send a first, empty set.
             self._negotiate()
@@ -151,6 +176,7 @@ class Session:
     def set_status(self, status: int) -> None:
         """SET_STATUS. Rings become active with DRIVER_OK, and those already described do so before it."""
         if status == 0:
+            self.loaded = None
             self.restart()
             self.end.reset()
             return
@@ -158,9 +184,11 @@ class Session:
         if status & ~had & DeviceStatus.FEATURES_OK:
             self.end.accept_features(self.features & ~_NOT_VIRTIO)
         self.end.write_status(status & ~DeviceStatus.DRIVER_OK)
+        if status & ~had & DeviceStatus.FEATURES_OK:
+            go_on(self)
         if status & ~had & DeviceStatus.DRIVER_OK and self.end.read_status() & DeviceStatus.FEATURES_OK:
             for ring in self.rings:
-                self._activate_ready(ring)
+                self.activate_ready(ring)
             self.end.write_status(status)
 
     def _negotiate(self) -> None:
@@ -173,6 +201,7 @@ class Session:
         self.end.write_status(DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER)
         self.end.accept_features(self.features & ~_NOT_VIRTIO)
         self.end.write_status(_NEGOTIATED)
+        go_on(self)
         self._anew = not self.end.read_status() & DeviceStatus.FEATURES_OK
 
     # Rings
@@ -188,30 +217,29 @@ class Session:
             return
         if self.has(ProtocolFeature.STATUS):
             if self.end.read_status() & DeviceStatus.DRIVER_OK:
-                self._activate_ready(ring)
+                self.activate_ready(ring)
             return
         moved = ring.left is not None and ring.left != ring.base and not any(r.active for r in self.rings)
         if self._anew or moved or self.end.fault is not None:
             self._negotiate()
         if self._anew:
             raise NegotiationError(f"features {self.features:#x} cannot be served")
-        self._activate_ready(ring)
+        self.activate_ready(ring)
         self.end.write_status(_NEGOTIATED | DeviceStatus.DRIVER_OK)
 
-    def _activate_ready(self, ring: Vring) -> None:
-        if ring.active or not ring.ready:
-            return
+    def _activate(self, ring: Vring) -> None:
         config = self.end.queue(ring.index)
         config.size = ring.size
-        config.descriptor_area = self.table.translate(ring.addresses.desc_user_addr)
-        config.driver_area = self.table.translate(ring.addresses.avail_user_addr)
-        config.device_area = self.table.translate(ring.addresses.used_user_addr)
+        config.descriptor_area = self._address(ring.addresses.desc_user_addr)
+        config.driver_area = self._address(ring.addresses.avail_user_addr)
+        config.device_area = self._address(ring.addresses.used_user_addr)
         config.state = ring.position(self.end.features, self._used_index(config.device_area))
         if ring.left not in (None, ring.base):
             self.inflight.forget(ring.index)
         self.inflight.attach(config, self.end.features, self.end.memory)
         self.end.enable_queue(ring.index)
         ring.active, ring.suspended = True, False
+        self.loaded = None
         # There may be buffers from before, for which no kick will come; and used ones, of which nobody has told.
         self.due(ring.index)
         if config.tracker is not None and (queue := self.end.active_queue(ring.index)):
@@ -219,13 +247,22 @@ class Session:
         if self._config_news:
             self.configuration_change()
 
+    def _address(self, user_address: int) -> int:
+        # With an IOMMU they are I/O addresses, which are what the end's memory is in.
+        return user_address if self.translating else self.table.translate(user_address)
+
     def _used_index(self, device_area: int) -> int:
         if self.end.features & bit(Feature.RING_PACKED):
             return 0
-        return int.from_bytes(self.table.memory.read(device_area + USED_INDEX_OFFSET, 2), "little")
+        try:
+            return int.from_bytes(self.end.memory.read(device_area + USED_INDEX_OFFSET, 2), "little")
+        except MemoryFault as fault:
+            fault.access = device_area + USED_INDEX_OFFSET, 2, True
+            raise
 
     def suspend(self, ring: Vring) -> None:
         """Takes a ring out of service. `base` is where it stands; everything else it needs to go on is kept."""
+        self.iotlb.waiting.pop(ring.index, None)
         if ring.active:
             ring.left = ring.base = base_of(self.end.features, self.end.stop_queue(ring.index))
             ring.active, ring.suspended = False, True
@@ -234,6 +271,7 @@ class Session:
     def halt(self, ring: Vring) -> None:
         """Stops a ring: it takes a new kick (a descriptor, or one in band) to start it."""
         self.suspend(ring)
+        forget_when_idle(self)
         ring.suspended = ring.started = ring.polled = False
         self.replace_kick(ring, None)
 
@@ -257,7 +295,11 @@ class Session:
         """Serves every ring that is due, one budget each. True if something is left to do."""
         turn, self._due = list(self._due), {}
         for index in turn:
-            if self.rings[index].active and self.end.available_buffer(index):
+            if not self.rings[index].active or index in self.iotlb.waiting:
+                continue
+            if self.beside is not None:
+                self.beside(index)
+            elif self.end.available_buffer(index):
                 self.due(index)
         self._tell_fault()
         return bool(self._due)
@@ -276,8 +318,28 @@ class Session:
     def replace_table(self, change: Callable[[], MemoryTable]) -> None:
         """Puts the table that `change` makes in the place of the old one, which stays if anything raises PeerError."""
         table = change()
-        self.end.replace_memory(table.memory)
+        if not self.translating:
+            self.end.replace_memory(table.memory)
         self.table = table
+        self.iotlb.retarget(table.user_memory)
+        if self.translating:
+            use_memory(self)
+
+    @property
+    def translating(self) -> bool:
+        """Whether rings and descriptors hold I/O addresses."""
+        return bool(self.features >> Feature.ACCESS_PLATFORM & 1)
+
+    def activate_ready(self, ring: Vring) -> None:
+        """Puts a ring in service if all is known that it takes; one whose I/O addresses are not mapped waits."""
+        if ring.active or not ring.ready:
+            return
+        try:
+            self._activate(ring)
+        except MemoryFault as fault:
+            fault.queue = ring.index
+            if not missed(self, fault):
+                raise
 
     def close(self) -> None:
         """The front-end is gone: resets the device, closes every descriptor, lets go of the memory."""
@@ -286,7 +348,7 @@ class Session:
         self.restart()
         self.end.reset()
         self.end.replace_memory(GuestMemory(()))
-        self.table = MemoryTable()
+        self.table, self.iotlb, self._told = MemoryTable(), Iotlb(), None
         for ring in self.rings:
             self.replace_event(ring, "call", None)
             self.replace_event(ring, "err", None)

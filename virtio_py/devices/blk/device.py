@@ -31,6 +31,7 @@ from virtio_py.devices.blk.layout import (
 )
 from virtio_py.devices.blk.media import Medium
 from virtio_py.devices.blk.requests import REQUESTS, Lifetime
+from virtio_py.devices.blk.zone_parts import ZONES_PART, adopt_zones, least_zones_value, zones_value
 from virtio_py.devices.blk.zone_requests import ZONE_REQUESTS, check_zones, is_host_managed
 from virtio_py.devices.blk.zones import Zones
 from virtio_py.errors import RequestError, UsageError
@@ -264,16 +265,23 @@ class BlkDevice(Device):
         return bool(self.offered_features() & bit(BlkFeature.FLUSH)) and not self.has(BlkFeature.FLUSH)
 
     def parts(self) -> Mapping[tuple[int, bytes], bytes]:
-        """The cache mode, where the driver can have changed it. The specification has no parts of block devices."""
-        return {WRITEBACK_PART: bytes([self._cached])} if self.has(BlkFeature.CONFIG_WCE) else {}
+        """The cache mode, where the driver can have changed it, and the zones. The specification has no parts of block
+        devices."""
+        cached = {WRITEBACK_PART: bytes([self._cached])} if self.has(BlkFeature.CONFIG_WCE) else {}
+        return cached if self.zones is None else cached | {ZONES_PART: zones_value(self.zones)}
 
     def takes_part(self, part_type: int, selector: bytes, value: bytes) -> bool:
-        """Whether it is the cache mode."""
+        """Whether it is the cache mode, or zones that could be this disk's."""
+        if (part_type, selector) == ZONES_PART:
+            return self.zones is not None and len(value) >= least_zones_value(self.zones)
         return (part_type, selector) == WRITEBACK_PART and value in (b"\0", b"\1")
 
     def set_part(self, part_type: int, selector: bytes, value: bytes) -> None:
-        """Sets the cache mode."""
-        self._cached = value != b"\0"
+        """Sets the cache mode, or the zones. Raises MessageError for zones that cannot be."""
+        if (part_type, selector) == WRITEBACK_PART:
+            self._cached = value != b"\0"
+        elif self.zones is not None:
+            adopt_zones(self.zones, value)
 
     def activate(self, end: DeviceEnd, features: int) -> None:
         """DRIVER_OK: from now on a change of the capacity has somebody to hear of it."""
@@ -284,6 +292,11 @@ class BlkDevice(Device):
         self._negotiated, self._end, self._cached = 0, None, self.writeback
 
     # Requests
+
+    @property
+    def concurrent(self) -> bool:
+        """A request touches its own chain and the medium; only zones are everybody's."""
+        return self.zones is None and self.medium.concurrent
 
     def handle(self, queue: DeviceQueue, chain: Chain) -> None:
         """Serves one request. Raises RequestError for a chain that has no room for the status."""

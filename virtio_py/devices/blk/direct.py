@@ -35,6 +35,11 @@ class DirectFileMedium(FileMedium):
             self.close()
             raise
 
+    @property
+    def concurrent(self) -> bool:
+        # There is one bounce buffer.
+        return False
+
     def _open(self, path: str, flags: int) -> int:
         direct: int | None = getattr(os, "O_DIRECT", None)
         if direct is None:

@@ -33,6 +33,10 @@ class Medium(Protocol):
         """Whether nothing may be written; the device then offers VIRTIO_BLK_F_RO."""
 
     @property
+    def concurrent(self) -> bool:
+        """Whether several threads may read and store at a time."""
+
+    @property
     def can_deallocate(self) -> bool:
         """Whether discard, or write_zeroes with unmap, may give storage back."""
 
@@ -68,6 +72,7 @@ class MemoryMedium:
     data: bytearray
     read_only: bool = False
     can_deallocate: bool = field(default=False, init=False)
+    concurrent: bool = field(default=True, init=False)
 
     @classmethod
     def of(cls, size: int) -> MemoryMedium:
@@ -117,6 +122,7 @@ class NullMedium:
     size: int
     read_only: bool = False
     can_deallocate: bool = field(default=True, init=False)
+    concurrent: bool = field(default=True, init=False)
 
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
         for view in views:
@@ -176,6 +182,11 @@ class FileMedium:
     @property
     def can_deallocate(self) -> bool:
         return self._can_deallocate
+
+    @property
+    def concurrent(self) -> bool:
+        # Reads and writes that name their offset share nothing; where there are none, they share the file's position.
+        return read_some is _preadv
 
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
         pending = list(views)

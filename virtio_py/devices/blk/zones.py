@@ -152,8 +152,7 @@ class Zones:
         """The zones as they were: state and write pointer of each, none of them open. Raises UsageError, and has
         changed nothing, for what these zones cannot be."""
         for zone, (state, wp) in zip(self._zones, states, strict=True):
-            fits = zone.start <= wp <= zone.end and (state != EMPTY or wp == zone.start)
-            if (zone.type == ZoneType.CONV) != (state == ZoneState.NOT_WP) or state in OPEN or not fits:
+            if state in OPEN or not _possible(zone, state, wp):
                 raise UsageError(f"the zone at sector {zone.start} cannot be {state.name} with its pointer at {wp}")
         if 0 < self.max_active < sum(state == CLOSED for state, _ in states):
             raise UsageError(f"more than {self.max_active} zones are active")
@@ -184,6 +183,29 @@ class Zones:
             "write_granularity": self.write_granularity,
             "model": self.model,
         }
+
+    @property
+    def implicit(self) -> Sequence[int]:
+        """The first sectors of the implicitly opened zones, in the order of their last writes."""
+        return list(self._implicit)
+
+    def adopt(self, found: Sequence[tuple[ZoneState, int]], implicit: Sequence[int]) -> None:
+        """Goes on with the states and write pointers of as many zones, in their order, and with the order of
+        `implicit`. Raises UsageError, with nothing changed, for what these zones could never be in."""
+        if len(found) != len(self._zones) or not all(map(_possible, self._zones, *zip(*found, strict=True))):
+            raise UsageError("a zone cannot be in this state, or its write pointer there")
+        opened = {zone.start: zone for zone, (state, _) in zip(self._zones, found, strict=True) if state == IOPEN}
+        if sorted(implicit) != sorted(opened):
+            raise UsageError("other zones are implicitly open than are said to be")
+        counts = Counter(state for state, _ in found)
+        for most, states in ((self.max_open, OPEN), (self.max_active, ACTIVE)):
+            if 0 < most < sum(counts[state] for state in states):
+                raise UsageError(f"more than {most} zones are open or active")
+        for zone, (state, wp) in zip(self._zones, found, strict=True):
+            zone.state, zone.wp = state, wp
+        self._counts, self._implicit = counts, {start: opened[start] for start in implicit}
+        for zone in self._zones:
+            self._changed(zone)
 
     def at(self, sector: int) -> Zone | None:
         """The zone that holds a sector, or None."""
@@ -350,6 +372,13 @@ class Zones:
         if state == EMPTY:
             zone.wp = zone.start
         self._changed(zone)
+
+
+def _possible(zone: Zone, state: ZoneState, wp: int) -> bool:
+    """Whether a zone can come to be in a state, with its write pointer there."""
+    if (zone.type == ZoneType.CONV) != (state == ZoneState.NOT_WP) or not zone.start <= wp <= zone.end:
+        return False
+    return state != EMPTY or wp == zone.start
 
 
 def _crosses(touched: Sequence[Zone]) -> bool:

@@ -55,13 +55,14 @@ from virtio_py.devices.net.layout import (
 from virtio_py.devices.net.moderation import Moderation
 from virtio_py.devices.net.parsing import network_of, vlan_id
 from virtio_py.devices.net.ports.port import Port
+from virtio_py.devices.net.rarp import rarp_request
 from virtio_py.devices.net.reception import Reception
 from virtio_py.devices.net.rss import ALL_HASH_TYPES, NO_HASH, PacketHash, Steering
 from virtio_py.devices.net.security import receive_secured, secure
 from virtio_py.devices.net.segmentation import fit
 from virtio_py.devices.net.transmission import count_sent, read_packet
 from virtio_py.devices.net.tunnels import ALL_TUNNEL_TYPES
-from virtio_py.errors import RequestError, UsageError
+from virtio_py.errors import MessageError, RequestError, UsageError
 from virtio_py.resources import Capability, ResourceType
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
@@ -167,6 +168,7 @@ class NetDevice(Device):
     _end: DeviceEnd | None = field(default=None, init=False)
     _counts: dict[int, Counts] = field(init=False, factory=dict)
     _starved: bool = field(default=False, init=False)
+    _host_mtu: int | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         if self.pairs > 1 and not self.offered_features() & mask(_F.MQ, _F.RSS):
@@ -238,7 +240,7 @@ class NetDevice(Device):
             "mac": self._own_mac,
             "status": status,
             "max_virtqueue_pairs": self.pairs,
-            "mtu": self.mtu,
+            "mtu": self._mtu,
             "speed": self.speed,
             "duplex": self.duplex,
             "rss_max_key_size": self.rss_max_key_size,
@@ -318,6 +320,29 @@ class NetDevice(Device):
         self.configured.clear()
         self._counts.clear()
         self.port.reset()
+
+    # What the host has to say
+
+    def set_host_mtu(self, mtu: int) -> None:
+        """The longest packet that the host lets through, in bytes without Ethernet's header; outlasts resets. Raises
+        MessageError for one that cannot be."""
+        if not MTU_MIN <= mtu <= MTU_MAX:
+            raise MessageError(f"an MTU of {mtu} is not from {MTU_MIN} to {MTU_MAX}")
+        if mtu != self._mtu:
+            self._host_mtu = mtu
+            self._changed()
+
+    @property
+    def _mtu(self) -> int | None:
+        return self.mtu if self._host_mtu is None else self._host_mtu
+
+    def send_rarp(self, mac: bytes) -> None:
+        """Tells the network, in the driver's name, where this station is now. Raises MessageError for an address that
+        no station has."""
+        if mac[0] & 1 or mac == bytes(6):
+            raise MessageError(f"{mac.hex(':')} is not the address of a station")
+        if self.link_up:
+            self.port.send(Packet(rarp_request(mac)))
 
     def parts(self) -> Mapping[tuple[int, bytes], bytes]:
         """What the driver has configured by control commands."""
@@ -495,10 +520,10 @@ class NetDevice(Device):
         return True
 
     def _too_long(self, packet: Packet) -> bool:
-        if self.mtu is None or not self.has(_F.MTU) or packet.gso != Gso.NONE:
+        if self._mtu is None or not self.has(_F.MTU) or packet.gso != Gso.NONE:
             return False
         tag = VLAN_TAG if vlan_id(packet.frame) is not None else 0
-        return len(packet.frame) > self.mtu + ETHERNET_HEADER + tag
+        return len(packet.frame) > self._mtu + ETHERNET_HEADER + tag
 
     def _drop(self, index: int) -> bool:
         self._counts_of(index)["rx_drops"] += 1

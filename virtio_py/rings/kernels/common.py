@@ -128,7 +128,10 @@ FAULT_AT = 11  # the offending value: an index, an id, a length
 FIRST_FLAGS = 12  # packed driver: the flags that publish all that was added
 FIRST_SLOT = 13  # packed driver: and the slot they go to
 PENDING = 14  # packed driver: slots added and not yet published
-STATE_WORDS = 16
+FAULT_ADDRESS = 15  # of NOT_MEMORY and TABLE_NOT_MEMORY: the range that was wanted, and whether it was to be written
+FAULT_LENGTH = 16
+FAULT_WRITE = 17
+STATE_WORDS = 18
 
 # Faults: what a kernel returns, negated. `rings.faults` gives each its error and clause ----------------------------
 
@@ -161,6 +164,8 @@ MAX_CHAIN_BYTES = 1 << 32
 # What a half that is kept busy reports of a run, by index into its counters. STOP goes the other way: whoever watches
 # the run sets it when the other half has failed, and this one would wait for ever. BYTES: only where they are checked.
 MOVED, NOTIFICATIONS, SLEEPS, STOP, BYTES, COUNTERS = 0, 1, 2, 3, 4, 5
+
+ADDRESS_MASK = (1 << 63) - 1
 
 DESC_SIZE = virtq_desc.size
 F_NEXT, F_WRITE, F_INDIRECT = 1, 2, 4
@@ -355,6 +360,14 @@ def put_single(memory: Memory, batch: Batch, n: int, first: int, address: int, l
     buffers[n * BUFFER + LAST] = first + 1
     buffers[n * BUFFER + WRITABLE] = length if write else 0
     return 0
+
+
+@kernel
+def blame(state: Words, address: int, length: int, write: int) -> None:
+    """Leaves word of the range that could not be used. An address of 64 bits is no address, and fits no word."""
+    state[FAULT_ADDRESS] = address & ADDRESS_MASK
+    state[FAULT_LENGTH] = length
+    state[FAULT_WRITE] = write
 
 
 @kernel

@@ -42,6 +42,7 @@ from virtio_py.rings.kernels.common import (
     Memory,
     PackedRing,
     Words,
+    blame,
     fence,
     kernel,
     load_acquire,
@@ -149,6 +150,7 @@ def packed_walk(
                     return INDIRECT_SIZE
                 row = locate(memory, address, length)
                 if row < 0:
+                    blame(state, address, length, 0)
                     return TABLE_NOT_MEMORY
                 table, index, entries = address - memory.rows[row * ROW + START], 0, length // DESC_SIZE
                 continue
@@ -156,6 +158,7 @@ def packed_walk(
         fault = put_segment(memory, batch, ring.max_chain, first, end, middle >= 0, address, length, write)
         if fault:
             state[FAULT_AT] = index
+            blame(state, address, length, write)
             return fault
         total += length
         if write:
@@ -206,6 +209,7 @@ def packed_take(ring: PackedRing, state: Words, shadow: Words, memory: Memory, b
             fault = put_single(memory, batch, n, first, address, length, flags & F_WRITE)
             if fault:
                 state[FAULT_ID], state[FAULT_AT] = ident, slot
+                blame(state, address, length, flags & F_WRITE)
                 break
             buffers[n * BUFFER + ID] = ident
             slots, end = 1, first + 1

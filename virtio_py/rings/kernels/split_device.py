@@ -40,6 +40,7 @@ from virtio_py.rings.kernels.common import (
     Memory,
     SplitRing,
     Words,
+    blame,
     fence,
     kernel,
     load_acquire,
@@ -99,6 +100,7 @@ def split_walk(
                 return INDIRECT_SIZE
             row = locate(memory, address, length)
             if row < 0:
+                blame(state, address, length, 0)
                 return TABLE_NOT_MEMORY
             table, entries = address - memory.rows[row * ROW + START], length // DESC_SIZE
             index, steps, inside = 0, 0, 1
@@ -107,6 +109,7 @@ def split_walk(
             fault = put_segment(memory, batch, ring.max_chain, first, end, middle >= 0, address, length, write)
             if fault:
                 state[FAULT_AT] = index
+                blame(state, address, length, write)
                 return fault
             total += length
             if write:
@@ -168,6 +171,7 @@ def split_take(ring: SplitRing, state: Words, shadow: Words, memory: Memory, bat
                 fault = put_single(memory, batch, n, first, address, length, flags & F_WRITE)
                 if fault:
                     state[FAULT_AT] = head
+                    blame(state, address, length, flags & F_WRITE)
         if fault:
             state[FAULT_ID] = head
             break
