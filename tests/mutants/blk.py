@@ -40,7 +40,7 @@ class Disk(BlkDevice):
         data = b"".join(chain.readable.views())[: virtio_blk_req.size]
         head = virtio_blk_req.decode(data.ljust(virtio_blk_req.size, b"\0"))
         status = self.instead(head.type, head.sector, chain)
-        if status is None:
+        if status is None or not chain.writable.remaining:
             super().handle(queue, chain)
         else:
             chain.writable.views()[-1][-1] = status
