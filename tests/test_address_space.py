@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from virtio_py.errors import MemoryFault, UsageError
 from virtio_py.memory import AddressSpace, Arena, DirtyLog, GuestMemory
 from virtio_py.rings.engine import engine_named
+from virtio_py.rings.places import written_areas
 from virtio_py.rings.queue import DriverQueue, QueueConfig
+from virtio_py.rings.write_log import WriteLog
 from virtio_py.spec import Feature, bit
 
 STEP = st.tuples(st.booleans(), st.integers(0, 60), st.integers(1, 20), st.integers(0, 60))
@@ -99,7 +101,8 @@ def test_a_queue_logs_the_data_it_wrote_and_its_ring(layout: int) -> None:
         queue.device_area,
     )
     device = config.activate(arena.memory, features, engine_named("reference"), lambda: None)
-    device.log = DirtyLog(memoryview(bytearray(2)))
+    pages = DirtyLog(memoryview(bytearray(2)))
+    device.log = WriteLog(pages, areas=tuple(written_areas(config, features)))
     data = arena.allocate(3 * 4096, align=4096)
     queue.add([(data.address, 100)], [(data.address + 4000, 8192), (data.address + 200, 1)])
     before = bytes(arena.memory.regions[0].view)
@@ -110,7 +113,7 @@ def test_a_queue_logs_the_data_it_wrote_and_its_ring(layout: int) -> None:
     device.complete([chain])
     after = bytes(arena.memory.regions[0].view)
     written = {n // 4096 for n in range(len(before)) if before[n] != after[n]}
-    logged = {n for n in range(16) if device.log.bits[n // 8] >> n % 8 & 1}
+    logged = {n for n in range(16) if pages.bits[n // 8] >> n % 8 & 1}
     assert written <= logged
     ring = {area // 4096 for area in (queue.descriptor_area, queue.device_area)}
     assert logged <= ring | {data.address // 4096}, "what was not written is not logged"

@@ -45,10 +45,12 @@ SHELLS = {
     "testing/ring_exchange.py": {"threading"},  # the two halves on two threads
     "testing/ring_halves.py": {"mmap"},  # memory that two processes share
     "testing/ring_peer.py": {"threading"},  # a thread that reads requests, and ends with the parent
+    "transports/shared_bits.py": {"ctypes"},  # the standard library has no atomic operation on memory
     "transports/shared_memory_file.py": {"mmap", "socket"},  # the file itself, and the socket that hands it over
     "transports/vhost_user_client.py": {"mmap", "socket"},  # one connection: descriptors come in, memory is mapped
     "transports/vhost_user_channel.py": {"socket"},  # what is sent without waiting
     "devices/net/ports/sockets.py": {"socket"},  # frames to and from another program
+    "transports/vhost_user_dirty.py": {"mmap"},  # a bitmap shared with a back-end
     "transports/vhost_user_server.py": {"socket"},  # accepts connections
     "transports/vhost_user_servers.py": {"socket"},  # for several devices in one loop
     "transports/vhost_user_workers.py": {"threading"},  # serve queues side by side

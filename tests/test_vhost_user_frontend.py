@@ -21,6 +21,7 @@ from virtio_py.errors import (
 )
 from virtio_py.memory import Arena, GuestMemory, Region
 from virtio_py.rings.queue import DriverQueue
+from virtio_py.rings.rewind import rewind
 from virtio_py.spec import DeviceStatus, Feature, bit, mask
 from virtio_py.status import RING_FEATURES
 from virtio_py.transports import vhost_user_messages as m
@@ -35,6 +36,7 @@ from virtio_py.transports.vhost_user_messages import (
     decode_message,
 )
 from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES
+from virtio_py.transports.vhost_user_vring import base_of
 
 OK = int(DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FEATURES_OK)
 LIVE = OK | DeviceStatus.DRIVER_OK
@@ -210,6 +212,39 @@ def test_the_configuration_is_asked_for_from_its_beginning() -> None:
     for bad in ((0, 257), (256, 1), (-1, 1), (0, -1)):
         with pytest.raises(UsageError):
             both.run(both.frontend.read_config(*bad))
+
+
+@pytest.mark.parametrize("features", [BASIC, BASIC | bit(Feature.RING_PACKED)], ids=["split", "packed"])
+def test_writes_are_logged_under_running_rings_and_by_the_next_back_end_too(features: int) -> None:
+    both = wire(PROTOCOLS["no status"])
+    queue = both.start(features)
+    both.echo(queue, b"before")
+    assert not any(both.books.bitmap)
+    both.run(both.frontend.log(Share(5, 0, len(both.books.bitmap))))
+    both.echo(queue, b"after")
+    assert any(both.books.bitmap)
+    bases = both.run(both.frontend.stop())
+    assert bases == {0: base_of(features, rewind(queue))}
+    other = wire(PROTOCOLS["no status"])
+    other.books.memory, other.books.bitmap[:] = both.books.memory, bytes(len(other.books.bitmap))
+    other.frontend, other.arena = both.frontend, both.arena
+    other.run(both.frontend.open(0))
+    other.run(both.frontend.resume())
+    assert other.echo(queue, b"elsewhere") == b"elsewhere"
+    assert any(other.books.bitmap)
+    other.run(other.frontend.log(None))
+    other.books.bitmap[:] = bytes(len(other.books.bitmap))
+    other.echo(queue, b"unlogged")
+    assert not any(other.books.bitmap)
+
+
+def test_a_back_end_that_cannot_log_is_not_asked_to() -> None:
+    both = wire(PROTOCOLS["none"])
+    both.start(BASIC)
+    before = len(both.calls)
+    with pytest.raises(NegotiationError):
+        both.run(both.frontend.log(Share(5, 0, 8)))
+    assert len(both.calls) == before
 
 
 def test_no_configuration_space_without_its_feature() -> None:

@@ -329,6 +329,21 @@ def test_a_region_for_split_rings_is_no_region_for_packed_ones(region_fd: list[i
     front.refused(R.SET_VRING_ENABLE, m.vhost_vring_state.encode(index=1, num=1))
 
 
+def test_a_region_asked_for_after_a_reset_is_enough_for_the_layout_of_the_next_driver(region_fd: list[int]) -> None:
+    """As QEMU 7.2 does for SCSI hosts: firmware with split rings is followed by Linux with packed ones."""
+    front = begun(Echo(), BASIC)
+    front.must(R.RESET_DEVICE)
+    region_fd.append(get_region(front))
+    assert set_region(front, region_fd[0]) == ACKNOWLEDGED
+    front.number(R.SET_FEATURES, BASIC | PACKED)
+    front.share()
+    queue = front.queue(1, BASIC | PACKED, SIZE)
+    front.describe(queue, 0x8000_8000)
+    front.number(R.SET_VRING_KICK, 1, fds=1)
+    front.state(R.SET_VRING_ENABLE, 1, 1)
+    assert front.echo(queue, b"packed") == b"packed"
+
+
 PART = {0: (QueueRegionSplit, part_size(False, SIZE)), PACKED: (QueueRegionPacked, part_size(True, SIZE))}
 
 

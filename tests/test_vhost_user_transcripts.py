@@ -20,6 +20,7 @@ from attrs import define, field
 from tests.vhost_user_frontend import ACKNOWLEDGED, Books
 from virtio_py.device import Device, QueueSpec
 from virtio_py.errors import MessageError
+from virtio_py.memory import DirtyLog
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
 from virtio_py.spec import DeviceId, mask
@@ -32,6 +33,7 @@ from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES
 TRANSCRIPTS = sorted((Path(__file__).parent / "data" / "vhost_user").glob("*.txt"))
 LINE = re.compile(r"(F>|<B) (\d+) \w+ flags (\w+) \(.*?\) size (\d+) fds \[(.*?)\] \| ?(.*)")
 R = FrontendRequest
+NOT_VIRTIO = mask(m.F_LOG_ALL, m.F_PROTOCOL_FEATURES)
 
 
 @define
@@ -60,9 +62,11 @@ class Line:
         """The payload that the words describe."""
         w = self.words
         if self.request == R.SET_VRING_ADDR:
-            return m.vhost_vring_addr.encode(
-                index=w["index"], desc_user_addr=w["desc"], used_user_addr=w["used"], avail_user_addr=w["avail"]
-            )
+            names = {"desc_user_addr": "desc", "used_user_addr": "used", "avail_user_addr": "avail"}
+            places = {name: w[short] for name, short in (names | {"log_guest_addr": "log"}).items()}
+            return m.vhost_vring_addr.encode(index=w["index"], flags=w["flags"], **places)
+        if self.request == R.SET_LOG_BASE:
+            return m.VhostUserLog.encode(mmap_size=w["mmap_size"], mmap_offset=w["offset"])
         if self.request == R.ADD_MEM_REG:
             return m.VhostUserMemRegMsg.encode(region=_region(w))
         if self.request == R.GET_CONFIG:
@@ -111,6 +115,9 @@ class Sparse(Books):
             raise MessageError("not open")
         return memoryview(mmap.mmap(-1, size))[offset:]
 
+    def dirty_log(self, fd: int, size: int, offset: int) -> DirtyLog:
+        return DirtyLog(self.map(fd, size, offset))
+
 
 @define(eq=False)
 class Replay:
@@ -150,8 +157,8 @@ def exchanges(lines: list[Line]) -> Iterator[tuple[Line, Line | None]]:
 def test_every_message_is_taken_and_answered_as_recorded(path: Path) -> None:
     lines = [Line.parse(text) for text in path.read_text().splitlines()]
     count = 1 + max(line.words.get("index", 0) for line in lines)
-    wanted = [line.words["u64"] for line in lines if line.request == R.SET_FEATURES]
-    features = reduce(or_, wanted) & ~mask(m.F_PROTOCOL_FEATURES)
+    wanted = [line.words["u64"] for line in lines if line.request == R.SET_FEATURES and not line.answer]
+    features = reduce(or_, wanted) & ~NOT_VIRTIO
     device, books = Idle(count, features & ~RING_FEATURES), Sparse()
     replay = Replay(Backend(device, books, ring_features=RING_FEATURES & features), books)
     for line, recorded in exchanges(lines):
@@ -165,7 +172,7 @@ def test_every_message_is_taken_and_answered_as_recorded(path: Path) -> None:
             assert payload == ACKNOWLEDGED
     assert not books.lines
     # Every start of the rings with other features was a driver of its own: the firmware's, then Linux's.
-    starts = [w & ~mask(m.F_PROTOCOL_FEATURES) for w in wanted]
+    starts = [w & ~NOT_VIRTIO for w in wanted]
     assert device.activations
     assert set(device.activations) <= set(starts)
     assert device.activations[-1] == starts[-1]

@@ -177,6 +177,58 @@ def test_the_memory_cannot_be_made_shorter(tmp_path: Path) -> None:
             os.ftruncate(fd, 0)
 
 
+# Moving to another back-end ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUT)
+def test_a_driver_moves_to_another_back_end_with_what_is_under_way(tmp_path: Path, layout: str) -> None:
+    medium = MemoryMedium.of(1 << 20)
+    contents = [os.urandom(512) for _ in range(20)]
+    medium.write_from(0, [memoryview(sector) for sector in contents])
+    with (
+        serving(tmp_path / "first", BlkDevice(medium)) as first,
+        serving(tmp_path / "second", BlkDevice(medium)) as second,
+        connected(first) as transport,
+    ):
+        driver = BatchingBlkDriver(transport, features=(1 << 33) - 1 & ~(1 << 17) | LAYOUT[layout]).start()
+        transport.start_logging()
+        for sector, content in enumerate(contents[:10]):
+            transport.dirty_pages()
+            assert driver.read(sector, 1) == content
+            assert content in dirty_bytes(transport)
+        tickets = driver.submit([Ask.write(100 + n, content) for n, content in enumerate(contents)])
+        assert set(transport.stop_queues()) == {0}
+        transport.move(second)
+        assert driver.wait(len(tickets)) == tickets
+        assert driver.read(100, 20) == b"".join(contents)
+        transport.dirty_pages()
+        assert driver.read(10, 1) == contents[10]
+        assert contents[10] in dirty_bytes(transport), "the second one logs as well"
+        transport.stop_logging()
+        assert driver.read(11, 1) == contents[11]
+
+
+def dirty_bytes(transport: VhostUserTransport) -> bytes:
+    """What lies in dirty pages."""
+    first, end = transport.arena.memory.regions[0].start, transport.arena.memory.regions[0].end
+    runs = transport.dirty_pages()
+    assert all(first <= at < at + length <= end for at, length in runs)
+    return b"".join(transport.arena.memory.read(at, length) for at, length in runs)
+
+
+def test_logging_is_begun_once_and_ended(tmp_path: Path) -> None:
+    with serving(tmp_path / "disk", BlkDevice(MemoryMedium.of(1 << 20))) as path, connected(path) as transport:
+        BlkDriver(transport).start()
+        with pytest.raises(UsageError):
+            transport.dirty_pages()
+        transport.start_logging()
+        with pytest.raises(UsageError):
+            transport.start_logging()
+        transport.stop_logging()
+        with pytest.raises(UsageError):
+            transport.dirty_pages()
+
+
 # Back-ends that die --------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from attrs import define, field
 
 from virtio_py.device import Device, DeviceEnd, QueueSpec
 from virtio_py.errors import MessageError
-from virtio_py.memory import Arena, GuestMemory, Region
+from virtio_py.memory import Arena, DirtyLog, GuestMemory, Region
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.rings.queue import DeviceQueue, DriverQueue
@@ -61,10 +61,12 @@ class Echo(Device):
 
 @define(eq=False)
 class Books(Shell):
-    """A shell of numbers: which descriptors are open, watched, signalled. Files have the bytes of `memory`;
+    """A shell of numbers: which descriptors are open, watched, signalled. Files have the bytes of `memory`, or as dirty
+    logs those of `bitmap`;
     lent: the sealed files that were sent, real ones; files: those that came, mapped, by descriptor."""
 
     memory: bytearray = field(factory=lambda: bytearray(SIZE))
+    bitmap: bytearray = field(factory=lambda: bytearray((GUEST + SIZE) // DirtyLog.PAGE // 8))
     open: set[int] = field(factory=set)
     watched: dict[int, int] = field(factory=dict)
     signals: list[int] = field(factory=list)
@@ -87,6 +89,12 @@ class Books(Shell):
         if offset + size > len(self.memory) or fd in self.bad:
             raise MessageError("the file is shorter")
         return memoryview(self.memory)[offset : offset + size]
+
+    def dirty_log(self, fd: int, size: int, offset: int) -> DirtyLog:
+        assert fd in self.open
+        if offset + size > len(self.bitmap) or fd in self.bad:
+            raise MessageError("the file is shorter")
+        return DirtyLog(memoryview(self.bitmap)[offset : offset + size])
 
     def close(self, fd: int) -> None:
         self.open.remove(fd)  # a KeyError: closed twice

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 from attrs import define, field, frozen
 
@@ -199,19 +199,26 @@ class AddressSpace:
 class DirtyLog:
     """A bitmap of the pages that were written: bit n of byte n // 8 is page n, from guest address 0 on.
 
-    bits: the bitmap, shared with whoever migrates; page: bytes a page. Writes behind the bitmap's end are dropped: its
-    length is the other side's choice, and must not decide what we touch.
+    bits: the bitmap, shared with whoever migrates; page: bytes a page, whatever the machine's are. Writes behind the
+    bitmap's end are dropped: its length is the other side's choice, and must not decide what we touch.
     """
 
+    PAGE: ClassVar[int] = 4096
+
     bits: memoryview = field(repr=False)
-    page: int = 4096
+    page: int = PAGE
 
     def mark(self, address: int, length: int) -> None:
         """Sets the bits of all pages that [address, +length) touches; none for a length of 0."""
         if length <= 0:
             return
-        last = min((address + length - 1) // self.page, 8 * len(self.bits) - 1)
-        for page in range(address // self.page, last + 1):
+        first, last = address // self.page, min((address + length - 1) // self.page, 8 * len(self.bits) - 1)
+        if first <= last:
+            self.set(first, last)
+
+    def set(self, first: int, last: int) -> None:
+        """Sets the bits of these pages, both included, all in the bitmap. Not atomic: for a bitmap with one writer."""
+        for page in range(first, last + 1):
             self.bits[page >> 3] |= 1 << (page & 7)
 
 

@@ -35,7 +35,13 @@ def _check_pattern(image: Path) -> None:
 
 
 def check_tree(image: Path, directory: Path) -> None:
-    """The file system in `image` is clean and holds just its manifest's files, byte for byte. Dumps to `directory`."""
+    """As `dump_tree`, of a tree of more than a thousand files."""
+    assert len(dump_tree(image, directory)) > 1000
+
+
+def dump_tree(image: Path, directory: Path) -> dict[str, str]:
+    """The names and SHA-256 sums of the files in `image`, whose file system is clean and holds just its manifest's
+    files, byte for byte. Dumps to `directory`."""
     e2fsck, debugfs = require("e2fsck", "debugfs")
     subprocess.run([e2fsck, "-fn", image], check=True, capture_output=True)
     for request in (f"rdump /tree {directory}", f"dump /manifest {directory / 'manifest'}"):
@@ -44,8 +50,8 @@ def check_tree(image: Path, directory: Path) -> None:
     sums = (line.split("  ", 1) for line in (directory / "manifest").read_text().splitlines())
     expected = {name: digest for digest, name in sums}
     found = {str(path.relative_to(tree)): _sha256(path) for path in tree.rglob("*") if path.is_file()}
-    assert len(expected) > 1000
     assert found == expected
+    return found
 
 
 def _sha256(path: Path) -> str:

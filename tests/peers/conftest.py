@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from pathlib import Path
 
 import pytest
 
+from tests.peers.initramfs import installed_kernel
+from tests.peers.qemu import Qemu
 from tests.peers.require import require
 from tests.peers.uml import UserModeLinux, build_shim
 
@@ -15,6 +19,21 @@ def uml(tmp_path_factory: pytest.TempPathFactory) -> UserModeLinux:
     """Boots Linux guests that run scripts of tests/peers/guest."""
     require("linux.uml", "busybox", "setarch")
     return UserModeLinux(build_shim(tmp_path_factory.mktemp("uml")))
+
+
+@pytest.fixture(scope="session")
+def qemu() -> Qemu:
+    """Boots Linux guests, in machines that are all software, that run scripts of tests/peers/guest."""
+    require("qemu-system-x86_64", "busybox")
+    return Qemu(installed_kernel())
+
+
+@pytest.fixture
+def tap() -> str:
+    """The name of a tap interface that does not exist yet."""
+    if os.geteuid() or not Path("/dev/net/tun").exists():
+        pytest.skip("making a tap interface takes root, and /dev/net/tun")
+    return f"vpy{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ PACKAGES = {
     "blkdiscard": "util-linux",
     "busybox": "busybox-static",
     "cc": "gcc libc6-dev",
+    "dd": "coreutils",
     "debugfs": "e2fsprogs",
     "dpdk-testpmd": "dpdk-dev librte-net-virtio23 librte-net-vhost23",
     "e2fsck": "e2fsprogs",
@@ -18,6 +20,7 @@ PACKAGES = {
     "fio": "fio",
     "fstrim": "util-linux",
     "ip": "iproute2",
+    "linux-cloud": "linux-image-cloud-amd64",
     "linux.uml": "user-mode-linux",
     "lspci": "pciutils",
     "mkfs.ext4": "e2fsprogs",
@@ -42,8 +45,14 @@ PACKAGES = {
 SEARCH = os.pathsep.join([os.defpath, "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
 
+KERNELS = {"linux-cloud": "vmlinuz-*-cloud-*"}
+"""Kernels that guests boot, by the names of their images in /boot."""
+
+
 def locate(program: str) -> str | None:
-    """The program's path, looked for in PATH and then where administrators' tools live."""
+    """The program's path, looked for in PATH and then where administrators' tools live; a kernel's newest image."""
+    if program in KERNELS:
+        return max(map(str, Path("/boot").glob(KERNELS[program])), default=None)
     return shutil.which(program) or shutil.which(program, path=SEARCH)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 
 import pytest
@@ -28,17 +26,6 @@ VARIANTS = {
 def check(result: Result) -> None:
     assert result.status == 0, result.output
     assert result.complaints() == []
-
-
-def tap_name() -> str:
-    return f"vpy{uuid.uuid4().hex[:8]}"
-
-
-@pytest.fixture
-def tap() -> str:
-    if os.geteuid() or not Path("/dev/net/tun").exists():
-        pytest.skip("making a tap interface takes root, and /dev/net/tun")
-    return tap_name()
 
 
 @pytest.mark.clause("net.device.automatic-receive-steering-prose.1")

@@ -116,16 +116,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     from virtio_py.rings.engine import engine_named
-    from virtio_py.spec import Feature, mask
+    from virtio_py.spec import Feature, bit, mask
     from virtio_py.status import RING_FEATURES
     from virtio_py.transports.vhost_user_messages import ProtocolFeature
     from virtio_py.transports.vhost_user_session import PROTOCOL_FEATURES
 
+    withheld = 0 if args.device in _STATUS_PASSED_ON else bit(ProtocolFeature.STATUS)
+    inband = args.inband_notifications << ProtocolFeature.INBAND_NOTIFICATIONS
     return {
         "engine": engine_named(args.engine),
         "log": _log,
         "sealed": args.sealed,
-        "protocol_features": PROTOCOL_FEATURES | args.inband_notifications << ProtocolFeature.INBAND_NOTIFICATIONS,
+        "protocol_features": PROTOCOL_FEATURES & ~withheld | inband,
         "ring_features": RING_FEATURES & ~mask(Feature.RING_PACKED, Feature.IN_ORDER)
         | args.packed << Feature.RING_PACKED
         | args.in_order << Feature.IN_ORDER
@@ -225,6 +227,11 @@ class _Holding(AbstractContextManager["Device"]):
 
 def _make_none(args: argparse.Namespace) -> AbstractContextManager[Device]:
     raise UsageError("this is not one device")
+
+
+_STATUS_PASSED_ON: Final = ("blk", "net")
+"""The devices whose status QEMU 7.2 passes on. Of any other, where the protocol feature STATUS is offered, it passes
+FEATURES_OK on and never DRIVER_OK, and the device would never start."""
 
 
 class Kind(NamedTuple):

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 from attrs import Factory, define, evolve, field
 
 from virtio_py.errors import RingError, UsageError
-from virtio_py.memory import DirtyLog, GuestMemory
+from virtio_py.memory import GuestMemory
 from virtio_py.rings.chain import Chain, Reader, Writer
 from virtio_py.rings.engine import Engine
 from virtio_py.rings.half import MAX_CHAIN, Extent, Half, QueueState
 from virtio_py.rings.inflight import Tracker, Unfinished, take_up
 from virtio_py.rings.kernels import Batch, Memory
 from virtio_py.rings.kernels import common as k
-from virtio_py.rings.places import device_ring, written_areas
+from virtio_py.rings.places import device_ring
+from virtio_py.rings.write_log import WriteLog
 from virtio_py.spec import MAX_QUEUE_SIZE, Feature, bit
 
 
@@ -89,7 +90,7 @@ class DeviceQueue(Half):
         self._tracker = config.tracker
         self._inherited: list[Chain] = []
         self._resubmit: list[Chain] = []
-        self.log: DirtyLog | None = None
+        self.log: WriteLog | None = None
         self.hold: Callable[[], bool] | None = None
         self._bound = self.bind(memory)
         self._set_state(config.state)
@@ -201,12 +202,12 @@ class DeviceQueue(Half):
         ready = returned if self.in_order else chains
         if self._stopped or not ready:
             return
-        if self.log is not None:
-            self._mark(self.log, ready)
         if self._tracker is None:
             self._publish(ready)
         else:
             self._tracker.finish(ready, self._publish)
+        if self.log is not None:
+            self.log.used(ready)
         if self.hold is None or not self.hold():
             self.notify()
 
@@ -227,14 +228,6 @@ class DeviceQueue(Half):
         self._state[k.SINCE] = 1 << 16
         self.notify()
 
-    def _mark(self, log: DirtyLog, chains: Sequence[Chain]) -> None:
-        """Notes what was written for these chains, and the ring's own part: all of it, which is a page or two."""
-        for chain in chains:
-            for address, length in chain.written():
-                log.mark(address, length)
-        for address, length in written_areas(self._config, self.features):
-            log.mark(address, length)
-
     def _returned(self) -> list[Chain]:
         """The chains, from the oldest on, that are not with the device any more."""
         ready = []
@@ -249,10 +242,15 @@ class DeviceQueue(Half):
     def disable_notifications(self) -> None:
         """Tells the driver that available buffer notifications are of no use now."""
         self._notifications(self._bound.ring, self._state, False)
+        if self.log is not None:
+            self.log.suppressed()
 
     def enable_notifications(self) -> bool:
         """Asks for available buffer notifications; True if there are buffers already, so that one must look again."""
-        return bool(self._notifications(self._bound.ring, self._state, True))
+        more = bool(self._notifications(self._bound.ring, self._state, True))
+        if self.log is not None:
+            self.log.suppressed()
+        return more
 
     def pause(self) -> None:
         """Touches nothing of the queue until `resume`: nothing is taken, what is completed is held back."""
@@ -280,6 +278,8 @@ class DeviceQueue(Half):
             if self._tracker is not None:
                 self._tracker.put_back(self._going_back())
             self._set_state(point)
+            if self.log is not None:
+                self.log.used(self._taken)
         return self.state
 
     @property

@@ -25,8 +25,10 @@ from typing import Final
 
 from virtio_py.device import Device
 from virtio_py.errors import Disconnected, MessageError, PeerError, VirtioError
+from virtio_py.memory import DirtyLog
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.status import RING_FEATURES
+from virtio_py.transports.shared_bits import SharedDirtyLog
 from virtio_py.transports.vhost_user_backend import Backend
 from virtio_py.transports.vhost_user_channel import Channel, Outbox
 from virtio_py.transports.vhost_user_inflight_file import map_sealed, sealed_file
@@ -286,6 +288,10 @@ class Client(Shell):
             self._lent.append(sealed_file(size))
         except OSError as error:
             raise MessageError(f"no file of {size} bytes can be had: {error.strerror}") from error
+
+    def dirty_log(self, fd: int, size: int, offset: int) -> DirtyLog:
+        """See Shell."""
+        return SharedDirtyLog(self.map(fd, size, offset))
 
     def close(self, fd: int) -> None:
         """See Shell."""

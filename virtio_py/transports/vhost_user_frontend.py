@@ -48,8 +48,10 @@ from virtio_py.transports.vhost_user_messages import (
     Reply,
     VhostUserConfig,
     VhostUserInflight,
+    VhostUserLog,
     VhostUserMemory,
     VhostUserMemRegMsg,
+    VringFlag,
     decode_payload,
     u64,
     vhost_vring_addr,
@@ -59,6 +61,7 @@ from virtio_py.transports.vhost_user_vring import USED_INDEX_OFFSET, base_of
 
 PROTOCOL_WANTED: Final = mask(
     ProtocolFeature.MQ,
+    ProtocolFeature.LOG_SHMFD,
     ProtocolFeature.REPLY_ACK,
     ProtocolFeature.BACKEND_REQ,
     ProtocolFeature.CONFIG,
@@ -139,6 +142,7 @@ class Frontend:
     offered: the answer of GET_FEATURES; features: what was accepted; protocol: mask of ProtocolFeatures in use;
     num_queues: the answer of GET_QUEUE_NUM, or None where it cannot be asked; rings: by index;
     shares: the memory there is; mem_slots: how many pieces of it there may be;
+    dirty: the bitmap in which the back-end is to note what it writes, its address of no meaning, or None;
     config_changes, calls: how many CONFIG_CHANGE_MSG and VRING_CALL have come; kept: the inflight region, or None.
 
     wanted: mask of the ProtocolFeatures to take; queue_size: entries that a ring may come to have after DRIVER_OK.
@@ -155,6 +159,7 @@ class Frontend:
     rings: Final[dict[int, Ring]] = field(init=False, factory=dict)
     shares: list[Share] = field(init=False)
     mem_slots: int = field(init=False, default=BASELINE_MEMORY_REGIONS)
+    dirty: Share | None = field(init=False, default=None)
     config_changes: int = field(init=False, default=0)
     calls: int = field(init=False, default=0)
     kept: Kept | None = field(init=False, default=None)
@@ -223,9 +228,12 @@ class Frontend:
 
     def accept_features(self, features: int) -> Steps[None]:
         """The driver's choice. A back-end that refuses it is one that does not keep FEATURES_OK."""
-        wanted = features | self.offered & bit(F_PROTOCOL_FEATURES)
         self.features = features
-        self._refused = bool((yield _number(_R.SET_FEATURES, wanted, lenient=True)))
+        self._refused = bool((yield self._set_features(lenient=True)))
+
+    def _set_features(self, lenient: bool = False) -> Call:
+        ours = self.offered & bit(F_PROTOCOL_FEATURES) | (self.dirty is not None) << F_LOG_ALL
+        return _number(_R.SET_FEATURES, self.features | ours, lenient=lenient)
 
     # Status
 
@@ -319,17 +327,22 @@ class Frontend:
         queue = ring.queue
         yield _state(_R.SET_VRING_NUM, queue.index, queue.size)
         yield _state(_R.SET_VRING_BASE, queue.index, base_of(self.features, self._position(queue)))
-        places = vhost_vring_addr.encode(
-            index=queue.index,
-            desc_user_addr=queue.descriptor_area,
-            avail_user_addr=queue.driver_area,
-            used_user_addr=queue.device_area,
-        )
-        yield Call(_R.SET_VRING_ADDR, places)
+        yield self._places(queue)
         if self.inband:
             return
         yield _number(_R.SET_VRING_CALL, queue.index, self.events.call)
         yield _number(_R.SET_VRING_ERR, queue.index, self.events.err)
+
+    def _places(self, queue: DriverQueue) -> Call:
+        places = vhost_vring_addr.encode(
+            index=queue.index,
+            flags=VringFlag.LOG if self.dirty is not None else 0,
+            desc_user_addr=queue.descriptor_area,
+            avail_user_addr=queue.driver_area,
+            used_user_addr=queue.device_area,
+            log_guest_addr=queue.device_area,
+        )
+        return Call(_R.SET_VRING_ADDR, places)
 
     def _position(self, queue: DriverQueue) -> QueueState:
         """Where a device is told to begin."""
@@ -365,14 +378,19 @@ class Frontend:
         """Stops a ring; the answer means that the back-end touches it no more. Raises UsageError if it is not ours."""
         if index not in self.rings:
             raise UsageError(f"queue {index} is not enabled")
+        yield from self._stop(index)
+        del self.rings[index]
+        if self.kept is not None:
+            self.kept.forget(index)
+
+    def _stop(self, index: int) -> Steps[int]:
         if self.offered >> F_PROTOCOL_FEATURES & 1:
             yield _state(_R.SET_VRING_ENABLE, index, 0)
         stopped = yield _state(_R.GET_VRING_BASE, index, 0)
         if stopped.index != index:
             raise MessageError(f"it is about ring {stopped.index}, not {index}", where="GET_VRING_BASE")
-        del self.rings[index]
-        if self.kept is not None:
-            self.kept.forget(index)
+        base: int = stopped.num
+        return base
 
     # Inflight tracking
 
@@ -429,6 +447,33 @@ class Frontend:
             self._shared.remove(share)
             yield _region(_R.REM_MEM_REG, share)
 
+    # Moving to another back-end
+
+    def log(self, dirty: Share | None) -> Steps[None]:
+        """From now on the back-end notes what it writes in this bitmap, or in none. Raises NegotiationError if it
+        cannot."""
+        if not self.has(ProtocolFeature.LOG_SHMFD) or not self.offered >> F_LOG_ALL & 1:
+            raise NegotiationError("the back-end does not offer to log its writes")
+        self.dirty = dirty
+        yield from self._log_base()
+        yield self._set_features()
+        for ring in self.rings.values():
+            yield self._places(ring.queue)
+
+    def _log_base(self) -> Steps[None]:
+        if self.dirty is not None:
+            # Lenient: there are back-ends that answer with the bitmap's size.
+            log = VhostUserLog.encode(mmap_size=self.dirty.size, mmap_offset=0)
+            yield Call(_R.SET_LOG_BASE, log, (self.dirty.fd,), lenient=True)
+
+    def stop(self) -> Steps[dict[int, int]]:
+        """Stops all rings, which are kept for `resume`: what the back-end says of where each stands, as the number of
+        SET_VRING_BASE. With the last answer it touches the memory no more."""
+        bases: dict[int, int] = {}
+        for index in self.rings:
+            bases[index] = yield from self._stop(index)
+        return bases
+
     def resume(self) -> Steps[None]:
         """After `open` on a new connection: everything as it was on the old one, with every buffer that is outstanding
         inflight still, or offered again. Raises NegotiationError if the new back-end cannot do what the old one did."""
@@ -444,6 +489,7 @@ class Frontend:
     def _replay(self, status: int) -> Steps[None]:
         if not status:
             return
+        yield from self._log_base()
         yield from self.write_status(status & (DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER))
         if not status & DeviceStatus.FEATURES_OK:
             return

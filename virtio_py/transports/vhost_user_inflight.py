@@ -65,8 +65,8 @@ def map_region(packed: bool, given: Any, num_rings: int, fd: int, shell: Sealed)
         raise MessageError(f"an inflight region of {given.mmap_size} bytes, for {size}")
     if given.mmap_offset % ALIGNMENT or given.mmap_offset > ADDRESS_LIMIT - given.mmap_size:
         raise MessageError(f"an inflight region at offset {given.mmap_offset:#x} of its file")
-    # All that is claimed has to be there, though only what we use is mapped.
-    view = shell.map_sealed(fd, given.mmap_size, given.mmap_offset)[:size]
+    # All that is claimed has to be there. The layout may still change, to the one that takes more.
+    view = shell.map_sealed(fd, given.mmap_size, given.mmap_offset)[: region_size(True, given, num_rings)]
     return InflightRegion(view, given.num_queues, given.queue_size)
 
 

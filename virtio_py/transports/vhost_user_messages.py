@@ -142,6 +142,12 @@ class Flag(IntFlag):
     NEED_REPLY = 1 << 3
 
 
+class VringFlag(IntFlag):
+    """VHOST_VRING_F_*: `flags` of vhost_vring_addr."""
+
+    LOG = 1 << 0
+
+
 class IotlbPermission(IntFlag):
     """`perm` of vhost_iotlb_msg."""
 
@@ -248,7 +254,7 @@ VhostUserInflight = Record(
         "queue_size" / Int16un,
         "padding" / Bytes(4),
     ),
-    cite="Inflight description; a C structure, hence the padding",
+    cite="Inflight description; a C structure, hence the padding, which QEMU insists on",
 )
 
 VhostUserShared = Record("VhostUserShared", Struct("uuid" / Bytes(16)), cite="VhostUserShared")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from virtio_py.errors import MessageError
+from virtio_py.memory import ADDRESS_LIMIT
 from virtio_py.spec import Feature, mask
 from virtio_py.transports.vhost_user_inflight import map_region, region_size
 from virtio_py.transports.vhost_user_iotlb import use_memory
@@ -87,6 +88,7 @@ def reset_device(session: Session, value: Any, fds: list[int]) -> None:
     session.loaded = None
     session.restart()
     session.end.reset()
+    session.layout_known = False
     for ring in session.rings:
         ring.enabled = False
 
@@ -145,7 +147,12 @@ def set_vring_addr(session: Session, value: Any, fds: list[int]) -> None:
     # On a running ring this may only switch logging (flags, log_guest_addr).
     if not ring.active or _areas(value) != _areas(ring.addresses):
         _reconfigure(session, ring)
-    ring.addresses = value
+    before, ring.addresses = ring.addresses, value
+    try:
+        session.log_writes(session.logging.pages)
+    except MessageError:
+        ring.addresses = before
+        raise
 
 
 def _areas(addresses: Any) -> tuple[int, int, int]:
@@ -162,7 +169,10 @@ def get_vring_base(session: Session, value: Any, fds: list[int]) -> bytes:
     ring = ring_of(session, value.index)
     session.halt(ring)
     ring.left = ring.base
-    return vhost_vring_state.encode(index=ring.index, num=ring.base)
+    # QEMU 7.2, with the protocol feature STATUS, first resets the device and then asks where its rings had been. A
+    # machine that is moved elsewhere goes on from there.
+    base = ring.base if ring.size else ring.before
+    return vhost_vring_state.encode(index=ring.index, num=base)
 
 
 def set_vring_enable(session: Session, value: Any, fds: list[int]) -> None:
@@ -199,6 +209,10 @@ def set_vring_call(session: Session, value: Any, fds: list[int]) -> None:
     ring, fd = _ring_and_fd(session, value.u64, fds)
     session.replace_event(ring, "call", fd)
     fds.clear()
+    if ring.active and fd is not None:
+        # QEMU starts a ring and gives it the driver's event afterwards: what was used meanwhile was told to an event
+        # that nobody looks at any more, and a driver that waits for it would wait for ever.
+        session.shell.signal(fd)
 
 
 def set_vring_err(session: Session, value: Any, fds: list[int]) -> None:
@@ -220,8 +234,8 @@ def _ring_and_fd(session: Session, value: int, fds: list[int]) -> tuple[Vring, i
 
 
 def get_inflight_fd(session: Session, value: Any, fds: list[int]) -> bytes:
-    # A front-end that asks before it sets features gets what is enough for either layout.
-    size = region_size(not session.features or _is_packed(session), value, len(session.rings))
+    # Who asks before it sets features, as QEMU does for a SCSI host, gets what is enough for either layout.
+    size = region_size(not session.layout_known or _is_packed(session), value, len(session.rings))
     session.shell.lend(size)
     return VhostUserInflight.encode(mmap_size=size, num_queues=value.num_queues, queue_size=value.queue_size)
 
@@ -234,6 +248,24 @@ def set_inflight_fd(session: Session, value: Any, fds: list[int]) -> None:
 
 def _is_packed(session: Session) -> bool:
     return bool(session.features >> Feature.RING_PACKED & 1)
+
+
+# Dirty logging
+
+
+def set_log_base(session: Session, value: Any, fds: list[int]) -> None:
+    if len(fds) != 1:
+        raise MessageError("the bitmap comes with one descriptor")
+    if not 0 < value.mmap_size <= ADDRESS_LIMIT - value.mmap_offset:
+        raise MessageError(f"a bitmap of {value.mmap_size:#x} bytes at {value.mmap_offset:#x} cannot be")
+    session.log_writes(session.shell.dirty_log(fds[0], value.mmap_size, value.mmap_offset))
+
+
+def set_log_fd(session: Session, value: Any, fds: list[int]) -> None:
+    if len(fds) != 1:
+        raise MessageError("the log's event comes with one descriptor")
+    session.replace_event(session.logging, "event", fds[0])
+    fds.clear()
 
 
 # Configuration space, and the channel for our requests
@@ -269,6 +301,8 @@ HANDLERS: Final[dict[FrontendRequest, Handler]] = {
     _R.SET_OWNER: set_owner,
     _R.RESET_OWNER: reset_owner,
     _R.SET_MEM_TABLE: set_mem_table,
+    _R.SET_LOG_BASE: set_log_base,
+    _R.SET_LOG_FD: set_log_fd,
     _R.SET_VRING_NUM: set_vring_num,
     _R.SET_VRING_ADDR: set_vring_addr,
     _R.SET_VRING_BASE: set_vring_base,

@@ -16,12 +16,15 @@ from attrs import define, field
 
 from virtio_py.device import Device, DeviceEnd
 from virtio_py.errors import MemoryFault, MessageError, NegotiationError, PeerError
-from virtio_py.memory import GuestMemory
+from virtio_py.memory import DirtyLog, GuestMemory
 from virtio_py.rings.engine import REFERENCE, Engine
+from virtio_py.rings.queue import QueueConfig
+from virtio_py.rings.write_log import WriteLog
 from virtio_py.spec import DeviceStatus, Feature, bit, mask
 from virtio_py.status import RING_FEATURES
 from virtio_py.transports.vhost_user_inflight import Inflight, Sealed
 from virtio_py.transports.vhost_user_iotlb import Iotlb, forget_when_idle, missed, use_memory
+from virtio_py.transports.vhost_user_log import Logging
 from virtio_py.transports.vhost_user_memory import Mapper, MemoryTable
 from virtio_py.transports.vhost_user_messages import (
     F_LOG_ALL,
@@ -32,10 +35,11 @@ from virtio_py.transports.vhost_user_messages import (
     vhost_vring_state,
 )
 from virtio_py.transports.vhost_user_state import Direction, State, go_on
-from virtio_py.transports.vhost_user_vring import USED_INDEX_OFFSET, Vring, base_of
+from virtio_py.transports.vhost_user_vring import FIRST_FLAGS_OFFSET, USED_INDEX_OFFSET, Vring, base_of
 
 PROTOCOL_FEATURES: Final = mask(
     ProtocolFeature.MQ,
+    ProtocolFeature.LOG_SHMFD,
     ProtocolFeature.REPLY_ACK,
     ProtocolFeature.BACKEND_REQ,
     ProtocolFeature.CONFIG,
@@ -69,6 +73,10 @@ class Shell(Mapper, Sealed, Protocol):
     def signal(self, fd: int) -> None:
         """Adds 1 to an event: a used buffer notification, or an error, of one ring."""
 
+    def dirty_log(self, fd: int, size: int, offset: int) -> DirtyLog:
+        """A bitmap that is the bytes [offset, offset + size) of a file; others set and clear bits of it meanwhile.
+        `fd` stays the caller's. Raises MessageError as `map` does."""
+
     def check_channel(self, fd: int) -> None:
         """Raises MessageError for a descriptor that `send` could not be used with."""
 
@@ -98,9 +106,10 @@ class Session:
     """One front-end's session with a device. It is its end's notifier.
 
     protocol_offered: mask of ProtocolFeatures; ring_features: mask, as for DeviceEnd; features: what SET_FEATURES
-    gave last; protocol: what SET_PROTOCOL_FEATURES gave; channel: the descriptor for requests of ours, or None;
-    beside: where rings that are due are handed to, to be served by others (`DeviceEnd.serve_beside`), or None;
-    moving: which way a state of the device is being moved; loaded: one that came, until a ring is in service.
+    gave last; layout_known: whether it has come since the last RESET_DEVICE; protocol: what SET_PROTOCOL_FEATURES
+    gave; channel: the descriptor for requests of ours, or None; beside: where rings that are due are handed to, to be
+    served by others (`DeviceEnd.serve_beside`), or None; moving: which way a state of the device is being moved;
+    loaded: one that came, until a ring is in service; logging: what is written down for a migration.
     """
 
     device: Final[Device]
@@ -114,11 +123,13 @@ class Session:
     iotlb: Iotlb = field(init=False, factory=Iotlb)
     inflight: Inflight = field(init=False, factory=Inflight)
     features: int = field(init=False, default=0)
+    layout_known: bool = field(init=False, default=False)
     protocol: int = field(init=False, default=0)
     channel: int | None = field(init=False, default=None)
     beside: Callable[[int], None] | None = field(init=False, default=None)
     moving: Direction | None = field(init=False, default=None)
     loaded: State | None = field(init=False, default=None)
+    logging: Logging = field(init=False)
     _due: dict[int, None] = field(init=False, factory=dict)
     _anew: bool = field(init=False, default=True)
     _config_news: bool = field(init=False, default=False)
@@ -129,6 +140,7 @@ class Session:
             self.device, GuestMemory(()), self, self.engine, self.ring_features, missed=partial(missed, self)
         )
         self.rings = [Vring(i) for i in range(self.end.num_queues)]
+        self.logging = Logging(self._tell_log)
 
     def has(self, feature: ProtocolFeature) -> bool:
         """Whether a protocol feature was acknowledged."""
@@ -136,8 +148,9 @@ class Session:
 
     @property
     def features_offered(self) -> int:
-        """What GET_FEATURES answers: the device's features, and the one that is the protocol's."""
-        return self.end.device_features | bit(F_PROTOCOL_FEATURES)
+        """What GET_FEATURES answers: the device's features, and those that are the protocol's."""
+        logs = self.protocol_offered >> ProtocolFeature.LOG_SHMFD & 1
+        return self.end.device_features | bit(F_PROTOCOL_FEATURES) | logs << F_LOG_ALL
 
     # The driver, as far as messages tell
 
@@ -149,9 +162,10 @@ class Session:
         changed = (features ^ self.features) & ~_NOT_VIRTIO
         if changed or self.end.fault is not None or self._switched_off():
             self.restart()
-        was, self.features = self.translating, features
+        was, self.features, self.layout_known = self.translating, features, True
         if was != self.translating:
             use_memory(self)
+        self.log_writes(self.logging.pages)
         if self._anew and not self.has(ProtocolFeature.STATUS):
             # If these cannot be served the front-end hears of it when it starts a ring: some send a first, empty set.
             self._negotiate()
@@ -233,11 +247,13 @@ class Session:
         config.descriptor_area = self._address(ring.addresses.desc_user_addr)
         config.driver_area = self._address(ring.addresses.avail_user_addr)
         config.device_area = self._address(ring.addresses.used_user_addr)
-        config.state = ring.position(self.end.features, self._used_index(config.device_area))
+        config.state = ring.position(self.end.features, self._seen(config))
         if ring.left not in (None, ring.base):
             self.inflight.forget(ring.index)
         self.inflight.attach(config, self.end.features, self.end.memory)
+        log = self._log(ring, self.logging.pages)
         self.end.enable_queue(ring.index)
+        self._note(ring.index, log)
         ring.active, ring.suspended = True, False
         self.loaded = None
         # There may be buffers from before, for which no kick will come; and used ones, of which nobody has told.
@@ -251,13 +267,13 @@ class Session:
         # With an IOMMU they are I/O addresses, which are what the end's memory is in.
         return user_address if self.translating else self.table.translate(user_address)
 
-    def _used_index(self, device_area: int) -> int:
-        if self.end.features & bit(Feature.RING_PACKED):
-            return 0
+    def _seen(self, config: QueueConfig) -> int:
+        packed = self.end.features & bit(Feature.RING_PACKED)
+        at = config.descriptor_area + FIRST_FLAGS_OFFSET if packed else config.device_area + USED_INDEX_OFFSET
         try:
-            return int.from_bytes(self.end.memory.read(device_area + USED_INDEX_OFFSET, 2), "little")
+            return int.from_bytes(self.end.memory.read(at, 2), "little")
         except MemoryFault as fault:
-            fault.access = device_area + USED_INDEX_OFFSET, 2, True
+            fault.access = at, 2, True
             raise
 
     def suspend(self, ring: Vring) -> None:
@@ -284,6 +300,26 @@ class Session:
         if fd is not None:
             self.shell.watch(ring.index, fd)
             ring.kick = fd
+
+    def log_writes(self, pages: DirtyLog | None) -> None:
+        """Has the running queues note what they write in this bitmap, as far as the messages ask for it. Raises
+        MessageError, with all as before, if it is too small for a ring."""
+        logs = {ring.index: self._log(ring, pages) for ring in self.rings if ring.active}
+        for index, log in logs.items():
+            self._note(index, log)
+        self.logging.pages = pages
+
+    def _note(self, index: int, log: WriteLog | None) -> None:
+        # Absent if the device has needed a reset meanwhile.
+        if queue := self.end.active_queue(index):
+            queue.log = log
+
+    def _log(self, ring: Vring, pages: DirtyLog | None) -> WriteLog | None:
+        return self.logging.of_queue(pages, self.features, ring.addresses, self.end.queue(ring.index))
+
+    def _tell_log(self) -> None:
+        if self.logging.event is not None:
+            self.shell.signal(self.logging.event)
 
     # Work
 
@@ -352,14 +388,17 @@ class Session:
         for ring in self.rings:
             self.replace_event(ring, "call", None)
             self.replace_event(ring, "err", None)
+        self.replace_event(self.logging, "event", None)
+        self.logging.pages = None
         self.replace_channel(None)
 
-    def replace_event(self, ring: Vring, name: str, fd: int | None) -> None:
-        """Another descriptor to signal: name is "call" or "err". Raises MessageError, with the old one kept."""
+    def replace_event(self, holder: Vring | Logging, name: str, fd: int | None) -> None:
+        """Another descriptor to signal: name is a ring's "call" or "err", or the log's "event". Raises MessageError,
+        with the old one kept."""
         if fd is not None:
             self.shell.check_event(fd)
-        old: int | None = getattr(ring, name)
-        setattr(ring, name, fd)
+        old: int | None = getattr(holder, name)
+        setattr(holder, name, fd)
         if old is not None:
             self.shell.close(old)
 

@@ -32,6 +32,7 @@ from virtio_py.errors import Disconnected, MessageError, TransportError, UsageEr
 from virtio_py.memory import Arena, GuestMemory, Region
 from virtio_py.rings.queue import DriverQueue
 from virtio_py.spec import DeviceStatus
+from virtio_py.transports.vhost_user_dirty import DirtyBitmap
 from virtio_py.transports.vhost_user_frontend import (
     MAX_RINGS,
     PROTOCOL_WANTED,
@@ -85,7 +86,7 @@ class VhostUserTransport(Transport):
     ) -> None:
         if sys.platform != "linux":
             raise UsageError(f"vhost-user needs Linux (memfd, eventfd), not {sys.platform}")
-        self.path: Final = path
+        self.path = path
         self._device_id = device_id
         self._num_queues = num_queues
         self._max_queue_size = max_queue_size
@@ -93,6 +94,7 @@ class VhostUserTransport(Transport):
         self._patience = patience
         self.used_notifications = 0
         self._kicks: dict[int, int] = {}
+        self._dirty: DirtyBitmap | None = None
         self._channel: Link | None = None
         self._link: Link | None = None
         self._whole = False
@@ -185,6 +187,46 @@ class VhostUserTransport(Transport):
         self._kicks.clear()
         while self._files:
             os.close(self._files.popitem()[1])
+        self._forget_dirty()
+
+    # Moving to another back-end, whose memory is a copy of this one's
+
+    def start_logging(self) -> None:
+        """Has the back-end note which pages it writes, from now on, of the memory that there is now. Raises
+        NegotiationError if it cannot."""
+        if self._dirty is not None:
+            raise UsageError("the back-end's writes are logged already")
+        self._dirty = DirtyBitmap(max(share.address + share.size for share in self._frontend.shares))
+        share = Share(self._dirty.fd, 0, self._dirty.size)
+        self._run(lambda: self._frontend.log(share))
+
+    def dirty_pages(self) -> list[tuple[int, int]]:
+        """What the back-end has written since this was last asked, as (guest address, bytes) of whole pages. The
+        driver's own writes are the driver's to know."""
+        if self._dirty is None:
+            raise UsageError("the back-end's writes are not logged")
+        return self._dirty.take()
+
+    def stop_logging(self) -> None:
+        """Ends what `start_logging` began."""
+        self._run(lambda: self._frontend.log(None))
+        self._forget_dirty()
+
+    def _forget_dirty(self) -> None:
+        dirty, self._dirty = self._dirty, None
+        if dirty is not None:
+            dirty.close()
+
+    def stop_queues(self) -> dict[int, int]:
+        """Stops all queues until `move`: where each stands, in the back-end's words, as the number of SET_VRING_BASE.
+        After that the back-end writes nothing; what it had not used will be offered to the next one again."""
+        return self._converse(self._frontend.stop())
+
+    def move(self, path: str, timeout: float = 10.0) -> None:
+        """Leaves the back-end for the one that listens at `path`, which begins where the queues themselves say that
+        the other one ended. Raises as `reconnect`."""
+        self.path = path
+        self.reconnect(timeout)
 
     # Conversation
 
