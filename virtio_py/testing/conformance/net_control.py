@@ -10,6 +10,8 @@ from virtio_py.devices.net.layout import NetFeature
 from virtio_py.testing.conformance.checks import check
 from virtio_py.testing.conformance.kinds import FRAME, Request, control_queue
 from virtio_py.testing.conformance.net import Received, net_config
+from virtio_py.testing.conformance.net_offloads import tcp_frame
+from virtio_py.testing.conformance.parts import Sent
 from virtio_py.testing.conformance.rig import Rig
 from virtio_py.testing.conformance.verdicts import Failed, Rejected, Skipped
 
@@ -162,10 +164,19 @@ def packets_arrive_where_they_may(rig: Rig) -> None:
     for n, number in ((1, None), (2, 1)):
         if number is not None:
             _done(rig, c.MQ_VQ_PAIRS_SET, number.to_bytes(2, "little"))
-        for port in range(8):
-            received.echo(FRAME[:-1] + bytes([port]))
-        strayed = any(rig.is_used(one) for one in others)
+        # Flows that hashing would spread over the queues.
+        strayed = any(not _arrived(rig, received, tcp_frame(b"", port), others) for port in range(16))
         rig.require(not strayed, "a packet arrives in receiveq2", f"net.device.automatic-receive-steering.{n}")
+
+
+def _arrived(rig: Rig, received: Received, frame: bytes, others: list[Sent]) -> bool:
+    """Whether a frame comes back to us, and not to another queue. Raises Skipped where it comes to none."""
+    try:
+        received.echo(frame)
+    except Skipped:
+        if not any(rig.is_used(one) for one in others):
+            raise
+    return not any(rig.is_used(one) for one in others)
 
 
 @check("net.device.mac-filtering.3", devices="net", needs=(_F.CTRL_VQ, _F.CTRL_MAC_ADDR, _F.MAC))

@@ -98,6 +98,26 @@ def the_event_brings_a_notification(rig: Rig) -> None:
         )
 
 
+@check(f"{_PREFIX}.5", _PACKED, needs=(Feature.EVENT_IDX,))
+def the_event_lies_within_a_batch(rig: Rig) -> None:
+    """With VIRTIO_F_EVENT_IDX a notification comes though buffers behind the event are used at once with it."""
+    rig.start(Feature.EVENT_IDX, size=32)
+    hand, request = _quiet_hand(rig), rig.kind.good(rig)
+    # Often enough that a batch goes around the end of the ring, with the event before the end and behind it.
+    for distance in (0, 1, 3, 1, 3, 0):
+        hand.notify_never()
+        _arm(rig, hand, distance)
+        before = rig.heard
+        sent = [rig.stage(request) for _ in range(5)]
+        rig.publish(request.queue)
+        for one in sent:
+            rig.collect(one)
+        rig.require(
+            rig.holds(lambda: rig.heard > before),  # noqa: B023
+            f"no notification comes for 5 buffers with the event {distance} ahead of the first",
+        )
+
+
 @check(f"{_PREFIX}.6", _PACKED, needs=(Feature.EVENT_IDX,))
 def other_buffers_bring_none(rig: Rig) -> None:
     """With VIRTIO_F_EVENT_IDX the buffers before the one that the event names bring no notification."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 from virtio_py.memory import GuestMemory
 from virtio_py.rings.layouts import pvirtq_desc, pvirtq_event_suppress
@@ -10,6 +11,9 @@ from virtio_py.rings.queue import DriverQueue
 from virtio_py.spec import PackedDescFlag, RingEventFlag
 from virtio_py.testing.conformance.hands import NEXT, WRITE, Descriptor, Hand, Used
 from virtio_py.testing.conformance.verdicts import Skipped
+
+_NO_ID: Final = 0xBAD1
+"""The id in a descriptor that has none."""
 
 
 class PackedHand(Hand):
@@ -36,8 +40,10 @@ class PackedHand(Hand):
         slots = []
         for n, (address, length, flags) in enumerate(descriptors):
             slots.append(self.at)
-            marked = flags | (NEXT if n < len(descriptors) - 1 else 0) | self.ownership()
-            self.raw(Descriptor(address, length, marked), ident, hidden=not self.staged)
+            last = n == len(descriptors) - 1
+            marked = flags | (0 if last else NEXT) | self.ownership()
+            # Only the last descriptor of a list has the buffer id (2.8.5); the others' mean nothing.
+            self.raw(Descriptor(address, length, marked), ident if last else _NO_ID, hidden=not self.staged)
         self.held[ident] = tuple(slots)
         return ident
 

@@ -13,18 +13,19 @@ from attrs import define, field
 
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.faults import FAULTS
-from virtio_py.rings.layouts import virtq_avail, virtq_desc, virtq_used
+from virtio_py.rings.layouts import pvirtq_desc, virtq_avail, virtq_desc, virtq_used
 from virtio_py.rings.queue import DeviceQueue
 from virtio_py.spec import Feature, VirtqDescFlag
 from virtio_py.testing.conformance.driver.ledger import Ledger
 
-_NEXT, _INDIRECT = VirtqDescFlag.NEXT, VirtqDescFlag.INDIRECT
+_NEXT, _INDIRECT, _WRITE = VirtqDescFlag.NEXT, VirtqDescFlag.INDIRECT, int(VirtqDescFlag.WRITE)
 _SPLIT: Final = "split.driver.used-buffer-notification-suppression"
 _ALIGNED: Final = {"split": "split.driver.virtqueues.1", "packed": "packed.driver.virtqueues.1"}
 _ZEROED: Final = "split.driver.available-buffer-notification-suppression.1"
 _LINKED: Final = "split.driver.descriptor-table.2"
 _TABLE_LINKED: Final = "split.driver.indirect-descriptors.5"
 _LENGTH: Final = "split.driver.indirect-descriptors.3"
+_TABLE_FLAGS: Final = "packed.driver.indirect-descriptors.2"
 _FOUND: Final[dict[str, tuple[str, ...]]] = {
     layout: tuple(
         dict.fromkeys(
@@ -84,6 +85,19 @@ class Rings:
                 self.ledger.must(clause, True, "")
         if queue.layout == "split":
             self._look_split(queue, chain)
+        elif not queue.in_order:
+            self._look_at_tables(queue, chain)
+
+    def _look_at_tables(self, queue: DeviceQueue, chain: Chain) -> None:
+        # Where a list stands is not told. An indirect one takes one slot, which is written over when it is used (but
+        # in order not always): what is there with its id is this one.
+        ring = queue.memory.read(queue.areas[0], queue.size * pvirtq_desc.size)
+        for address, length, ident, flags in pvirtq_desc.codec.iter_unpack(ring):
+            if ident == chain.id and flags & _INDIRECT:
+                table = queue.memory.read(address, length)
+                found = [entry[-1] & ~_WRITE for entry in pvirtq_desc.codec.iter_unpack(table)]
+                text = f"a table's entries have flags {found} besides WRITE in queue {queue.index}"
+                self.ledger.must(_TABLE_FLAGS, not any(found), text)
 
     def _look_split(self, queue: DeviceQueue, chain: Chain) -> None:
         flags = _word(queue, queue.areas[1] + virtq_avail(queue.size).offset("flags"))
