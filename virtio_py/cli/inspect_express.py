@@ -292,6 +292,9 @@ def _derive(fields: dict[str, Any]) -> dict[str, Any]:
         if name in fields:
             register = fields[name]
             register["slot_power_limit"] = watts(register["slot_power_limit_value"], register["slot_power_limit_scale"])
+    # A space that is cut off may have the capabilities of a link and not its status.
+    if "link_capabilities" in fields:
+        _derive_latency(fields["link_capabilities"])
     if "link_status" in fields:
         _derive_link(fields["pcie_capabilities"]["port_type"], fields["link_capabilities"], fields["link_status"])
     if "device_capabilities_2" in fields:
@@ -307,10 +310,13 @@ def watts(value: int, scale: int) -> str:
     return f"{250 + 25 * (value - 0xF0) if scale == 0 and value >= 0xF0 else value / 10**scale:g}W"
 
 
-def _derive_link(kind: int, able: dict[str, Any], now: dict[str, Any]) -> None:
+def _derive_latency(able: dict[str, Any]) -> None:
     latencies = [("L0s", able["l0s_exit_latency"], "l0s", 1), ("L1", able["l1_exit_latency"], "l1", 2)]
     shown = [f"{name} {value:{form}}" for name, value, form, bit in latencies if able["aspm_support"] & bit]
     able["exit_latency"] = f", Exit Latency {', '.join(shown)}" if shown else ""
+
+
+def _derive_link(kind: int, able: dict[str, Any], now: dict[str, Any]) -> None:
     now["speed_note"] = _compare(kind, now["link_speed"], able["max_link_speed"])
     now["width_note"] = _compare(kind, now["link_width"], able["max_link_width"])
 
