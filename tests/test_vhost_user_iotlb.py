@@ -421,3 +421,30 @@ def test_any_answers_on_the_channel_end_the_session_at_most() -> None:
         except PeerError:
             continue
     assert iommu.front.get(R.GET_QUEUE_NUM) == 2
+
+
+@pytest.mark.parametrize("layout", [0, PACKED], ids=["split", "packed"])
+def test_what_is_written_is_logged_by_the_guests_addresses(layout: int) -> None:
+    iommu = Iommu()
+    front, arena = iommu.front, iommu.front.arena
+    queue = iommu.start(FEATURES | layout)
+    assert iommu.echo(queue, b"first") == b"first"
+    front.must(R.SET_LOG_BASE, m.VhostUserLog.encode(mmap_size=len(front.books.bitmap)), fds=1)
+    front.number(R.SET_FEATURES, FEATURES | layout | bit(m.F_LOG_ALL))
+    back, elsewhere = arena.allocate(PAGE, PAGE), arena.allocate(PAGE, PAGE)
+    front.must(R.IOTLB_MSG, update(back.address, PAGE, elsewhere.address - GUEST + USER))
+    out = arena.allocate(4)
+    out.view[:] = b"word"
+    for mapped in (True, False):
+        queue.add([out.extent], [back.extent], token=mapped)
+        front.kick(0)
+        iommu.answer()
+        assert queue.take_used() == [(mapped, 4)]
+        assert bytes(elsewhere.view[:4]) == b"word"
+        found = {n for n in range(8 * len(front.books.bitmap)) if front.books.bitmap[n // 8] >> n % 8 & 1}
+        assert found == {elsewhere.address // PAGE}
+    # A mapping that goes while the device is at it.
+    session = front.backend.session
+    session.iotlb.apply(m.vhost_iotlb_msg.decode(invalidate(back.address, PAGE)))
+    everything = {n for at, size in session._resolve(back.extent) for n in range(at // PAGE, (at + size) // PAGE)}
+    assert everything == set(range(GUEST // PAGE, (GUEST + SIZE) // PAGE))

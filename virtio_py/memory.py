@@ -151,6 +151,15 @@ class AddressSpace:
                     self._mappings[low] = (high - low, address + low - start, writable)
         self._memory = None
 
+    def targets(self, iova: int, size: int) -> list[tuple[int, int]]:
+        """What [iova, +size) is mapped to, as (address, length), without what is not mapped."""
+        found = []
+        for start, (length, address, _) in self._mappings.items():
+            low, high = max(iova, start), min(iova + size, start + length)
+            if low < high:
+                found.append((address + low - start, high - low))
+        return found
+
     def memory(self) -> GuestMemory:
         """The mapped ranges as a memory of their own. Mappings that go on where another ends are one with it: a ring
         or an indirect table that crosses from one page into the next lies in one region."""

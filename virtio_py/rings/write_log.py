@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from attrs import field, frozen
 
@@ -15,24 +15,32 @@ def _nobody() -> None:
     return None
 
 
+def _as_it_is(extent: Extent) -> Iterable[Extent]:
+    return (extent,)
+
+
 @frozen
 class WriteLog:
     """The notes of one queue, made behind each write: a page that is copied and cleared between a note and its write
     would lack the write for ever.
 
     pages: the bitmap; data: whether what chains were written is noted; areas: the ring's own parts that are noted, each
-    whole (it is a page or two), as (guest address, bytes), the device area first; tell: called when there are notes.
+    whole (it is a page or two), as (guest address, bytes), the device area first; tell: called when there are notes;
+    resolve: the guest's addresses of what the device knows by I/O addresses: all but the device area, whose place is
+    given in the guest's.
     """
 
     pages: DirtyLog
     data: bool = True
     areas: tuple[Extent, ...] = ()
     tell: Callable[[], None] = field(default=_nobody, repr=False)
+    resolve: Callable[[Extent], Iterable[Extent]] = field(default=_as_it_is, repr=False)
 
     def used(self, chains: Sequence[Chain]) -> None:
         """These chains were returned to the driver."""
         written = [extent for chain in chains for extent in chain.written()] if self.data else []
-        self._mark((*written, *self.areas))
+        resolved = [part for extent in (*written, *self.areas[1:]) for part in self.resolve(extent)]
+        self._mark((*resolved, *self.areas[:1]))
 
     def suppressed(self) -> None:
         """The device has told the driver whether to notify it, which it does in its area."""

@@ -8,7 +8,7 @@ SET_VRING_ADDR those on a ring.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from attrs import define
@@ -23,9 +23,11 @@ from virtio_py.transports.vhost_user_messages import F_LOG_ALL, VringFlag
 
 @define(eq=False)
 class Logging:
-    """pages: the bitmap of SET_LOG_BASE, or None; event: the descriptor of SET_LOG_FD, or None; tell: signals it."""
+    """pages: the bitmap of SET_LOG_BASE, or None; event: the descriptor of SET_LOG_FD, or None; tell: signals it;
+    resolve: as of WriteLog."""
 
     tell: Callable[[], None]
+    resolve: Callable[[Extent], Iterable[Extent]]
     pages: DirtyLog | None = None
     event: int | None = None
 
@@ -39,7 +41,7 @@ class Logging:
         if pages is None or not (data or ring):
             return None
         areas = _areas(pages, addresses.log_guest_addr, written_areas(config, features)) if ring else ()
-        return WriteLog(pages, data, areas, self.tell)
+        return WriteLog(pages, data, areas, self.tell, self.resolve)
 
 
 def _areas(pages: DirtyLog, log_guest_addr: int, areas: list[Extent]) -> tuple[Extent, ...]:

@@ -5,7 +5,7 @@ A table is immutable: a change makes a new one, and whoever fails half-way still
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final, Protocol
 
@@ -58,6 +58,14 @@ class MemoryTable:
         """The same in user addresses, to which I/O addresses are mapped; regions that have too high ones left out."""
         reachable = (r for r in self.regions if r.user_address <= ADDRESS_LIMIT - r.size)
         return GuestMemory(Region(r.user_address, r.view) for r in reachable)
+
+    def guest_extents(self, user_address: int, length: int) -> Iterator[tuple[int, int]]:
+        """The guest addresses and lengths of a range of user addresses, as far as it lies in regions."""
+        for region in self.regions:
+            low = max(user_address, region.user_address)
+            high = min(user_address + length, region.user_address + region.size)
+            if low < high:
+                yield region.guest_address + low - region.user_address, high - low
 
     def translate(self, user_address: int) -> int:
         """The guest address of a user address. Raises MemoryFault when no region has it."""

@@ -8,7 +8,7 @@ off with no question where they stand) has had its driver reset the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final, Protocol
 
@@ -18,6 +18,7 @@ from virtio_py.device import Device, DeviceEnd
 from virtio_py.errors import MemoryFault, MessageError, NegotiationError, PeerError
 from virtio_py.memory import DirtyLog, GuestMemory
 from virtio_py.rings.engine import REFERENCE, Engine
+from virtio_py.rings.half import Extent
 from virtio_py.rings.queue import QueueConfig
 from virtio_py.rings.write_log import WriteLog
 from virtio_py.spec import DeviceStatus, Feature, bit, mask
@@ -140,7 +141,7 @@ class Session:
             self.device, GuestMemory(()), self, self.engine, self.ring_features, missed=partial(missed, self)
         )
         self.rings = [Vring(i) for i in range(self.end.num_queues)]
-        self.logging = Logging(self._tell_log)
+        self.logging = Logging(self._tell_log, self._resolve)
 
     def has(self, feature: ProtocolFeature) -> bool:
         """Whether a protocol feature was acknowledged."""
@@ -316,6 +317,15 @@ class Session:
 
     def _log(self, ring: Vring, pages: DirtyLog | None) -> WriteLog | None:
         return self.logging.of_queue(pages, self.features, ring.addresses, self.end.queue(ring.index))
+
+    def _resolve(self, extent: Extent) -> Iterable[Extent]:
+        """The guest's addresses of what was written. Where a mapping has gone since, it may have been anywhere."""
+        if not self.translating:
+            return [extent]
+        users = self.iotlb.space.targets(*extent)
+        if sum(length for _, length in users) < extent[1]:
+            return [(region.guest_address, region.size) for region in self.table.regions]
+        return [part for user in users for part in self.table.guest_extents(*user)]
 
     def _tell_log(self) -> None:
         if self.logging.event is not None:
