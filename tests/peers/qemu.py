@@ -117,8 +117,8 @@ class Guest:
         more: what a device writes from then on comes along only if it was noted.
         """
         with self.monitor() as monitor:
-            # QEMU is to ask once what was written, at the end. Software emulation loses writes of the guest's processor
-            # where they meet the question (notdirty_write marks a TLB entry dirty after the page was called clean).
+            # QEMU is to ask once what was written, at the end. Under software emulation, moves that asked over and over
+            # were seen to corrupt guests, whatever the back-end wrote (a race in its notdirty_write, as far as we can tell).
             # So the guest stands still when that begins, and with no downtime to be had QEMU does not ask in between.
             monitor.ask("stop")
             monitor.ask("migrate-set-parameters", **{"max-bandwidth": 32 << 20, "downtime-limit": 0})
