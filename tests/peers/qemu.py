@@ -117,9 +117,9 @@ class Guest:
         more: what a device writes from then on comes along only if it was noted.
         """
         with self.monitor() as monitor:
-            # QEMU is to ask once what was written, at the end. Under software emulation, moves that asked over and over
-            # were seen to corrupt guests, whatever the back-end wrote (a race in its notdirty_write, as far as we can tell).
-            # So the guest stands still when that begins, and with no downtime to be had QEMU does not ask in between.
+            # QEMU is to ask once what was written, at the end. Under software emulation, moves that asked again and
+            # again were seen to corrupt guests, whatever the back-end did (a race in its notdirty_write, as far as we
+            # can tell). So the guest stands still when that begins, and with no downtime QEMU does not ask in between.
             monitor.ask("stop")
             monitor.ask("migrate-set-parameters", **{"max-bandwidth": 32 << 20, "downtime-limit": 0})
             monitor.ask("migrate", uri=f"unix:{to}")

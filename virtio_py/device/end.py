@@ -1,26 +1,22 @@
-"""The device half: `Device` is what an author writes, `DeviceEnd` is what every carrier talks to.
-
-A `Device` never sees a descriptor, an address or a transport. A carrier translates its own words (registers,
-messages) into the verbs of `DeviceEnd`, and carries out the two verbs of `Notifier`.
-"""
+"""`DeviceEnd`: everything that a driver can do to a device, in the specification's verbs."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Final, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from attrs import define, field
 
 from virtio_py.config_space import ConfigSpace
+from virtio_py.device.author import Administrator, Device, Notifier
+from virtio_py.device.service import serve
 from virtio_py.errors import MemoryFault, MessageError, NegotiationError, PeerError, UsageError
 from virtio_py.memory import GuestMemory
-from virtio_py.resources import Capability, ResourceType
-from virtio_py.rings.chain import Chain
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.rings.queue import DeviceQueue, QueueConfig, QueueState
-from virtio_py.spec import DeviceId, DeviceStatus, Feature, bit
-from virtio_py.status import LEGACY_FEATURES, RING_FEATURES, FeatureNeeds, missing_needs
+from virtio_py.spec import DeviceStatus, Feature, bit
+from virtio_py.status import LEGACY_FEATURES, RING_FEATURES, missing_needs
 from virtio_py.watch import Watch
 
 Result = TypeVar("Result")
@@ -33,126 +29,6 @@ _DRIVERS_BITS: Final = (
     | DeviceStatus.FAILED
 )
 """The status bits that a driver adds by writing them; SUSPEND it asks for."""
-
-
-class QueueSpec(NamedTuple):
-    """A virtqueue of a device: its name in the specification, and the largest size the device takes."""
-
-    name: str
-    size: int = 256
-
-
-class Notifier(Protocol):
-    """Everything a device may do to the outside."""
-
-    def used_buffer(self, queue_index: int) -> None:
-        """A used buffer notification for one queue (2.3)."""
-
-    def configuration_change(self) -> None:
-        """A configuration change notification (2.3)."""
-
-
-class Administrator(Protocol):
-    """What a device has that owns device groups (2.12): administration virtqueues, and the commands that come there."""
-
-    def queues(self) -> Sequence[QueueSpec]:
-        """The administration virtqueues, whose indices follow those of the device's own queues."""
-
-    def handle(self, queue: DeviceQueue, chain: Chain) -> None:
-        """Serves a command."""
-
-    def queue_reset(self, index: int) -> None:
-        """One of the queues was reset."""
-
-    def reset(self) -> None:
-        """The device was reset."""
-
-
-class Device:
-    """What a device's author subclasses. Every method but `queues` and `handle` has a usable default.
-
-    device_id: the device type; feature_needs: which of its features need which others.
-    moderates: whether it may hold used buffer notifications back.
-    """
-
-    device_id: ClassVar[DeviceId]
-    feature_needs: ClassVar[FeatureNeeds] = {}
-    moderates: ClassVar[bool] = False
-
-    def queues(self) -> Sequence[QueueSpec]:
-        """The device's virtqueues, in the order of their indices."""
-        raise NotImplementedError(f"{type(self).__name__} declares no queues")
-
-    def offered_features(self) -> int:
-        """The mask of this device type's feature bits; ring features are the end's to offer."""
-        return 0
-
-    def refuse_features(self, features: int) -> str | None:
-        """Why this subset of the offer cannot be served, or None. The driver then finds FEATURES_OK clear."""
-        return None
-
-    def negotiated(self, features: int) -> None:
-        """FEATURES_OK was set with these features. The driver may read the configuration that follows from them, and
-        make buffers available; none is handled before `activate`."""
-
-    def read_config(self) -> bytes:
-        """The whole live configuration structure; the end slices it and owns the generation."""
-        return b""
-
-    def write_config(self, offset: int, data: bytes) -> None:
-        """The driver wrote `data` at `offset`; fields that are read-only are left as they are."""
-
-    def activate(self, end: DeviceEnd, features: int) -> None:
-        """DRIVER_OK was set with these negotiated features. `end` is how the device reaches its queues and driver."""
-
-    def handle(self, queue: DeviceQueue, chain: Chain) -> None:
-        """Serves one chain. When this returns the chain is used, unless `chain.defer()` was called."""
-        raise NotImplementedError(f"{type(self).__name__} handles no chains")
-
-    @property
-    def concurrent(self) -> bool:
-        """Whether `handle` may be called by several threads at a time, each with a queue of its own: it touches nothing
-        but the queue, the chain, and what takes care of itself. No other method is called meanwhile."""
-        return False
-
-    def busy(self) -> bool:
-        """Whether deferred chains are being worked on, so that suspending has to wait for `DeviceEnd.settled`."""
-        return False
-
-    def hold_notification(self, index: int) -> bool:
-        """Whether what was just completed is to wait for `DeviceQueue.notify`; asked where `moderates` says so."""
-        return False
-
-    def queue_reset(self, index: int) -> None:
-        """The driver has reset one queue (2.6.1): forgets its deferred chains."""
-
-    def capabilities(self) -> Mapping[int, Capability]:
-        """What a driver may enable by administration commands, by capability id (0x800 … 0xfff)."""
-        return {}
-
-    def resource_types(self) -> Mapping[int, ResourceType]:
-        """The types of resource objects that a driver may create by administration commands (0x200 … 0x4ff)."""
-        return {}
-
-    def parts(self) -> Mapping[tuple[int, bytes], bytes]:
-        """What the driver has made of the device besides its registers and queues, as parts of this device type
-        (2.13): values by part type (0x200 … 0x5fe) and selector."""
-        return {}
-
-    def takes_part(self, part_type: int, selector: bytes, value: bytes) -> bool:
-        """Whether such a part can be set."""
-        return False
-
-    def set_part(self, part_type: int, selector: bytes, value: bytes) -> None:
-        """Sets a part that `takes_part` has found good; called between `negotiated` and `activate`. Raises PeerError if
-        it does not go with the negotiated features."""
-
-    def watch(self) -> Sequence[Watch]:
-        """The descriptors behind the device that it waits for now; asked before every wait, by whatever serves it."""
-        return ()
-
-    def reset(self) -> None:
-        """Forgets everything that a driver did, deferred chains included; nothing may be completed afterwards."""
 
 
 @define(eq=False)
@@ -543,28 +419,3 @@ class DeviceEnd:
             work()
         except PeerError as error:
             self.needs_reset(error)
-
-
-def serve(device: Device | Administrator, queue: DeviceQueue, budget: int = 4) -> bool:
-    """Takes and handles what is available, `budget` batches at the most: a driver that never stops adding must not
-    keep the other queues waiting. True if something is left."""
-    for _ in range(budget):
-        queue.disable_notifications()
-        chains = queue.take()
-        _serve_batch(device, queue, chains)
-        # Re-enabling comes before the last look: a buffer added in between would otherwise wait for ever (2.7.10).
-        if not chains and not queue.enable_notifications():
-            return False
-    return True
-
-
-def _serve_batch(device: Device | Administrator, queue: DeviceQueue, chains: Sequence[Chain]) -> None:
-    done: list[Chain] = []
-    try:
-        for chain in chains:
-            device.handle(queue, chain)
-            if not chain.deferred:
-                done.append(chain)
-    finally:
-        # Also when one chain was malformed: those before it are used, and the driver must see them.
-        queue.complete(done)
