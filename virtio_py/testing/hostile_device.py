@@ -18,6 +18,7 @@ from attrs import define, field, frozen
 
 from virtio_py.device import Device, DeviceEnd, QueueSpec
 from virtio_py.memory import GuestMemory
+from virtio_py.resources import Capability, ResourceType
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.engine import Engine
 from virtio_py.rings.kernels import KERNELS, TWINS
@@ -164,8 +165,26 @@ class Wrapped(Device):
     def busy(self) -> bool:
         return self.inner.busy()
 
+    def hold_notification(self, index: int) -> bool:
+        return self.inner.hold_notification(index)
+
     def queue_reset(self, index: int) -> None:
         self.inner.queue_reset(index)
+
+    def capabilities(self) -> Mapping[int, Capability]:
+        return self.inner.capabilities()
+
+    def resource_types(self) -> Mapping[int, ResourceType]:
+        return self.inner.resource_types()
+
+    def parts(self) -> Mapping[tuple[int, bytes], bytes]:
+        return self.inner.parts()
+
+    def takes_part(self, part_type: int, selector: bytes, value: bytes) -> bool:
+        return self.inner.takes_part(part_type, selector, value)
+
+    def set_part(self, part_type: int, selector: bytes, value: bytes) -> None:
+        self.inner.set_part(part_type, selector, value)
 
     def watch(self) -> Sequence[Watch]:
         return self.inner.watch()
