@@ -22,7 +22,7 @@ from virtio_py.rings.engine import REFERENCE
 from virtio_py.spec import DeviceId, DeviceStatus, Feature, mask
 from virtio_py.status import RING_FEATURES
 from virtio_py.testing.attacks import ATTACK_CLASSES
-from virtio_py.testing.hostile_device import BETRAYALS, LIES, Betrayal, Traitor, Wrapped
+from virtio_py.testing.hostile_device import BETRAYALS, LIES, Betrayal, Traitor
 from virtio_py.testing.hostile_driver import (
     ATTACKS,
     BEHIND_A_GOOD_ONE,
@@ -33,6 +33,7 @@ from virtio_py.testing.hostile_driver import (
     assault,
 )
 from virtio_py.testing.hostile_requests import OFFENCES, Offence, offend
+from virtio_py.testing.wrapped import Wrapped
 from virtio_py.transports.in_process import InProcess
 
 LAYOUTS = ("split", "packed")

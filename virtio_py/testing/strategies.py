@@ -40,9 +40,11 @@ def _integers(field: Field) -> st.SearchStrategy[Any]:
 def _registers(field: Field) -> st.SearchStrategy[Any]:
     assert field.register is not None
     whole = field.register
-    zero = {name: st.just(0) for name in whole.shifts}
-    parts = {name: st.one_of(st.just(0), st.integers(0, high)) for name, (_, high) in whole.shifts.items()}
-    return st.builds(whole.make, **zero) | st.builds(whole.make, **parts)
+    parts = [
+        st.one_of(st.just(0), st.integers(0, high)).map((1 << shift).__mul__) for shift, high in whole.shifts.values()
+    ]
+    # What a part's value is, beside its bits, is the register's own affair: some hold a multiple.
+    return st.just(whole.split(0)) | st.tuples(*parts).map(sum).map(whole.split)
 
 
 def _nested(field: Field) -> st.SearchStrategy[Any]:
