@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 from collections.abc import Iterator
@@ -147,3 +148,14 @@ def test_an_event_whose_writer_has_left_is_waited_for_no_more(session: Session) 
     assert session.follower.descriptors() == [read]
     session.follower.ready(read)
     assert session.follower.descriptors() == []
+
+
+def test_a_call_that_nobody_takes_does_not_hold_up_the_rest(session: Session) -> None:
+    read, write = os.pipe2(os.O_CLOEXEC)
+    os.write(write, bytes(fcntl.fcntl(write, fcntl.F_GETPIPE_SZ)))
+    [given] = session.say(R.SET_VRING_CALL, word(0), write)
+    os.eventfd_write(given, 1)
+    os.close(given)
+    session.follower.ready(session.follower.descriptors()[0])
+    assert [look.event for look in session.looks] == ["call"]
+    os.close(read)

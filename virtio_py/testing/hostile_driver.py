@@ -20,7 +20,7 @@ from typing import Any, Final
 from attrs import define, frozen
 
 from virtio_py.driver import Driver, Transport
-from virtio_py.errors import Disconnected, MemoryFault, PeerError, RingError, TransportError
+from virtio_py.errors import Disconnected, MemoryFault, PeerError, RingError, TransportError, UsageError
 from virtio_py.memory import Arena, Buffer, GuestMemory
 from virtio_py.rings.layouts import virtq_desc
 from virtio_py.rings.queue import DriverQueue
@@ -384,12 +384,15 @@ def assault(
     """One attack on a queue of the device behind `transport`, from initialisation to what came of it, and a reset.
 
     patience: seconds that the device gets to do something. Raises NegotiationError for a device that does not start,
-    or does not come back from the reset.
+    or does not come back from the reset, UsageError for one that has no queues of this layout.
     """
     packed = (Feature.RING_PACKED,) if layout == "packed" else ()
     indirect = (Feature.INDIRECT_DESC,) if attack.indirect else ()
     try:
         villain = HostileDriver.over(transport, mask(Feature.VERSION_1, *packed, *indirect), index)
+        if villain.hand.queue.layout != layout:
+            villain.leave()
+            raise UsageError(f"the device has no {layout} queues")
         attack.run(villain)
         transport.available_buffer(index, villain.hand.queue.notification_data)
         outcome = _await(transport, villain, time.monotonic() + patience)

@@ -114,7 +114,7 @@ class RingFollower:
         """See Follower. The event goes on before anybody looks."""
         key = next((key for key, event in self._events.items() if event.source == fd), None)
         # The number may have been another descriptor's when somebody waited for it; to read would be to wait.
-        if key is None or not _is_readable(fd):
+        if key is None or not _is_ready(fd, select.POLLIN):
             return
         # Whoever made these may have made pipes of them, or closed them.
         count = b""
@@ -124,8 +124,10 @@ class RingFollower:
             self._events.pop(key).close()
             return
         event = self._events[key]
+        # An event that would have to wait, in a pipe that is full, is lost: many are as good as one.
         with suppress(OSError):
-            os.write(event.target, count)
+            if _is_ready(event.target, select.POLLOUT):
+                os.write(event.target, count)
         self._look(event.ring, event.name)
 
     def close(self) -> None:
@@ -239,9 +241,9 @@ class RingFollower:
         return (available - before[0]) & 0xFFFF, (used - before[1]) & 0xFFFF, outstanding
 
 
-def _is_readable(fd: int) -> bool:
+def _is_ready(fd: int, events: int) -> bool:
     poll = select.poll()
-    poll.register(fd, select.POLLIN)
+    poll.register(fd, events)
     return bool(poll.poll(0))
 
 
