@@ -12,7 +12,6 @@ from typing import Final
 
 from virtio_py.errors import Disconnected, NeedsReset
 from virtio_py.spec import Feature
-from virtio_py.testing.attacks import ATTACK_CLASSES
 from virtio_py.testing.conformance.checks import Check, check
 from virtio_py.testing.conformance.rig import Rig
 from virtio_py.testing.endings import Wedged
@@ -34,7 +33,7 @@ def _checks_of(attack: Attack) -> Iterator[Check]:
 
 
 def _title(attack: Attack) -> str:
-    return f"{attack.name.replace('-', ' ')} ({ATTACK_CLASSES[attack.kind]})"
+    return attack.name.replace("-", " ")
 
 
 def _stage(rig: Rig, attack: Attack) -> None:
