@@ -13,15 +13,15 @@ from typing import Final, NamedTuple, cast
 from tests.telegraph import Telegraph
 from virtio_py.device import Device
 from virtio_py.driver import Transport
-from virtio_py.memory import Arena, GuestMemory
+from virtio_py.memory import Arena
 from virtio_py.pci.bus import Address, PciBus
 from virtio_py.pci.enumeration import enumerate_bus
 from virtio_py.records import Record
 from virtio_py.rings.engine import Engine
 from virtio_py.status import LEGACY_FEATURES
-from virtio_py.transports.in_process import InProcess
+from virtio_py.testing import pairs
+from virtio_py.testing.pairs import MEMORY
 from virtio_py.transports.mmio import MmioDevice
-from virtio_py.transports.mmio_driver import discover
 from virtio_py.transports.mmio_legacy import LegacyMmioDevice
 from virtio_py.transports.pci import PciDevice
 from virtio_py.transports.pci_discover import discover as discover_pci
@@ -33,8 +33,6 @@ from virtio_py.transports.vhost_user_server import Server as VhostUserServer
 from virtio_py.transports.vhost_user_server import listening
 from virtio_py.transports.vhost_user_tracer import Tracer
 from virtio_py.transports.vhost_user_transport import VhostUserTransport
-
-MEMORY: Final = 4 << 20
 
 
 class Setting(NamedTuple):
@@ -50,15 +48,12 @@ class Setting(NamedTuple):
 @contextmanager
 def in_process(setting: Setting) -> Iterator[Transport]:
     device, engine, features, *_ = setting
-    yield InProcess(device, engine=engine, memory_size=MEMORY, ring_features=features)
+    yield pairs.in_process(device, engine, features)
 
 
 def _registers(kind: type[MmioDevice], setting: Setting) -> Iterator[Transport]:
-    memory = GuestMemory.of(MEMORY, 0x10000)
-    machine = kind(setting.device, memory, setting.engine, ring_features=setting.features)
-    transport = discover(machine, Arena(memory), machine.work, setting.config)
-    assert transport is not None
-    yield transport
+    machine = kind(setting.device, pairs.guest_memory(), setting.engine, ring_features=setting.features)
+    yield pairs.behind(machine, setting.config)
     assert not machine.ignored
     assert machine.end.fault is None
 
@@ -74,7 +69,7 @@ def mmio_legacy(setting: Setting) -> Iterator[Transport]:
 
 
 def _function(setting: Setting, legacy: bool) -> Iterator[Transport]:
-    memory, bus = GuestMemory.of(MEMORY, 0x10000), PciBus()
+    memory, bus = pairs.guest_memory(), PciBus()
     machine = PciDevice(setting.device, memory, setting.engine, ring_features=setting.features, transitional=legacy)
     bus.plug(machine.function, Address(3))
     [found] = enumerate_bus(bus)

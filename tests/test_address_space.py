@@ -6,13 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from virtio_py.devices.entropy import EntropyDevice, EntropyDriver
 from virtio_py.errors import MemoryFault, UsageError
-from virtio_py.memory import AddressSpace, Arena, DirtyLog, GuestMemory
+from virtio_py.memory import AddressSpace, Arena, DirtyLog, GuestMemory, Region
 from virtio_py.rings.engine import engine_named
 from virtio_py.rings.places import written_areas
 from virtio_py.rings.queue import DriverQueue, QueueConfig
 from virtio_py.rings.write_log import WriteLog
 from virtio_py.spec import Feature, bit
+from virtio_py.status import RING_FEATURES
+from virtio_py.transports.in_process import InProcess
 
 STEP = st.tuples(st.booleans(), st.integers(0, 60), st.integers(1, 20), st.integers(0, 60))
 
@@ -75,6 +78,39 @@ def test_rings_and_descriptors_hold_io_addresses(engine_name: str, layout: int) 
     queue.add([], [across], "may not be written")
     with pytest.raises(MemoryFault):
         device.take()
+
+
+@pytest.mark.clause("features.driver.reserved-feature-bits.3")
+@pytest.mark.clause("features.driver.reserved-feature-bits.4")
+@pytest.mark.parametrize("engine_name", ["reference", "compiled"])
+@pytest.mark.parametrize("layout", [0, bit(Feature.RING_PACKED)], ids=["split", "packed"])
+def test_a_driver_accepts_translation_and_works_behind_it(engine_name: str, layout: int) -> None:
+    """Its pages lie in reverse order in physical memory; only the mapping that the platform has makes sense of it."""
+    engine, page = engine_named(engine_name), 4096
+    rings = RING_FEATURES & ~bit(Feature.RING_PACKED) | layout | bit(Feature.ACCESS_PLATFORM)
+    carrier = InProcess(EntropyDevice(lambda n: b"r" * n), engine=engine, memory_size=1 << 16, ring_features=rings)
+    [seen] = carrier.arena.memory.regions
+    physical = [Region((99 - n) * page, seen.view[n * page : (n + 1) * page]) for n in range(len(seen.view) // page)]
+    space = AddressSpace(GuestMemory(physical))
+    for n, region in enumerate(physical):
+        space.map(seen.start + n * page, page, region.start)
+    carrier.end.replace_memory(space.memory())
+    driver = EntropyDriver(carrier, engine=engine, queue_size=8).start()
+    assert driver.features & bit(Feature.ACCESS_PLATFORM)
+    assert driver.read(10_000) == b"r" * 10_000
+    driver.reset()
+    carrier.end.replace_memory(GuestMemory(physical))
+    with pytest.raises(MemoryFault):
+        driver.start()
+
+
+@pytest.mark.clause("features.driver.reserved-feature-bits.7")
+def test_a_driver_accepts_the_order_of_the_platform() -> None:
+    rings = RING_FEATURES | bit(Feature.ORDER_PLATFORM)
+    for offered in (rings, RING_FEATURES):
+        driver = EntropyDriver(InProcess(EntropyDevice(lambda n: b"r" * n), ring_features=offered)).start()
+        assert driver.features & bit(Feature.ORDER_PLATFORM) == offered & bit(Feature.ORDER_PLATFORM)
+        assert driver.read(3) == b"rrr"
 
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 100)), max_size=10), st.integers(1, 20))

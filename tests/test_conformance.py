@@ -229,7 +229,7 @@ def test_a_back_end_that_dies_is_started_again(tmp_path: Path) -> None:
     common = ["conform", "--socket-path", str(socket), "--device", "blk", "--json", str(written), "--patience", "0.5"]
     assert main([*common, "--only", "split.driver.indirect-descriptors", "--spawn", spawn]) == 1
     rows = json.loads(written.read_text())["verdicts"]
-    assert [row["verdict"] for row in rows] == ["WEDGED"] * 3, rows
+    assert [row["verdict"] for row in rows] == ["WEDGED"] * 4, rows
     assert "then the back-end is gone" in rows[0]["detail"]
     # Without anybody to start it again, there is nothing more to be judged.
     socket.unlink()
@@ -240,5 +240,5 @@ def test_a_back_end_that_dies_is_started_again(tmp_path: Path) -> None:
         finally:
             process.kill()
     rows = json.loads(written.read_text())["verdicts"]
-    assert [row["verdict"] for row in rows] == ["WEDGED", "SKIP", "SKIP"], rows
-    assert rows[1]["detail"] == "split: the back-end is gone since hostile_table_unasked"
+    assert [row["verdict"] for row in rows] == ["WEDGED", "SKIP", "SKIP", "SKIP"], rows
+    assert rows[1]["detail"] == "split: the back-end is gone since hostile_indirect_not_negotiated"

@@ -77,6 +77,7 @@ from virtio_py.memory import GuestMemory, Region
 from virtio_py.records import Record
 from virtio_py.rings.layouts import pvirtq_desc, virtq_used, virtq_used_elem
 from virtio_py.spec import DeviceStatus, Feature, PackedDescFlag, bit, mask
+from virtio_py.testing.hands import make_hand
 from virtio_py.testing.hostile_driver import ATTACKS, Attack, HostileDriver
 from virtio_py.transports.in_process import InProcess
 
@@ -118,7 +119,7 @@ class Scene:
         self.memory = with_regions(self.carrier.arena.memory)
         self.carrier.end.replace_memory(self.memory)
         good, scratch = (self.carrier.arena.allocate(n).address for n in (4096, 1025 * 16))
-        self.villain = HostileDriver(self.memory, self.driver.queues[self.ask.queue], good, scratch)
+        self.villain = HostileDriver(make_hand(self.driver.queues[self.ask.queue], self.memory), good, scratch)
 
     def settle(self) -> None:
         while self.carrier.step():
@@ -174,8 +175,8 @@ def test_no_attack_on_a_ring_gets_through(name: str, layout: str, attack: Attack
 @pytest.mark.parametrize("flags", [[0], [WRITE], [0, 0, WRITE], [0, WRITE, WRITE]])
 def test_chains_of_nothing_come_to_an_end(name: str, layout: str, flags: list[int]) -> None:
     scene = Scene(name, layout)
-    for n in range(2):
-        scene.villain.chain(*((0xFFFF_FFFF_FFFF_FFFF, 0, flag) for flag in flags), at=n * 4, ident=n)
+    for _ in range(2):
+        scene.villain.chain(*((0xFFFF_FFFF_FFFF_FFFF, 0, flag) for flag in flags))
     scene.kick()
     fault = scene.carrier.end.fault
     assert fault is None or type(fault).__name__ == "RequestError"
@@ -268,7 +269,7 @@ def test_giants_cost_no_memory(name: str, layout: str) -> None:
         # No more than a medium of some KiB, or the largest frame, is touched of a gibibyte.
         scene.villain.chain(head, (giant.start, 1 << 30, 0), room)
         scene.kick()
-        scene.villain.chain(head, (giant.start, 1 << 30, WRITE), at=3, ident=1)
+        scene.villain.chain(head, (giant.start, 1 << 30, WRITE))
         scene.kick()
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:

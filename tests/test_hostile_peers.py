@@ -17,12 +17,12 @@ from virtio_py.devices.console.device import ConsoleDevice
 from virtio_py.devices.console.endpoints import MemoryEndpoint
 from virtio_py.devices.console.ports import ConsolePort
 from virtio_py.devices.entropy import EntropyDevice, EntropyDriver
-from virtio_py.errors import PeerError, VirtioError
+from virtio_py.errors import PeerError, UsageError, VirtioError
 from virtio_py.rings.engine import REFERENCE
 from virtio_py.spec import DeviceId, DeviceStatus, Feature, mask
 from virtio_py.status import RING_FEATURES
 from virtio_py.testing.attacks import ATTACK_CLASSES
-from virtio_py.testing.hostile_device import BETRAYALS, LIES, Betrayal, Traitor, Wrapped
+from virtio_py.testing.hostile_device import BETRAYALS, LIES, Betrayal, Traitor
 from virtio_py.testing.hostile_driver import (
     ATTACKS,
     BEHIND_A_GOOD_ONE,
@@ -33,6 +33,7 @@ from virtio_py.testing.hostile_driver import (
     assault,
 )
 from virtio_py.testing.hostile_requests import OFFENCES, Offence, offend
+from virtio_py.testing.wrapped import Wrapped
 from virtio_py.transports.in_process import InProcess
 
 LAYOUTS = ("split", "packed")
@@ -62,6 +63,16 @@ def test_attacks_over_a_carrier_are_told_and_healed(carrier: str, tmp_path: Path
             if attack.applies(layout):
                 assert assault(transport, attack, layout) is Outcome.TOLD, f"{attack.name} on a {layout} queue"
         assert driver.start().read(5) == b"rrrrr"
+
+
+def test_a_layout_that_is_not_offered_is_not_attacked() -> None:
+    """Else an attack on a packed queue would be tried on a split one, where it may be none."""
+    carrier = InProcess(entropy(), memory_size=1 << 16, ring_features=RING_FEATURES & ~mask(Feature.RING_PACKED))
+    free = carrier.arena.free_bytes
+    [attack, *_] = [attack for attack in ATTACKS if not attack.applies("split")]
+    with pytest.raises(UsageError, match="packed"):
+        assault(carrier, attack, "packed")
+    assert (carrier.read_status(), carrier.arena.free_bytes) == (0, free)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

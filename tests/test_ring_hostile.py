@@ -24,8 +24,9 @@ from virtio_py.rings.kernels import common as k
 from virtio_py.rings.layouts import pvirtq_desc, virtq_avail, virtq_desc, virtq_used
 from virtio_py.rings.queue import DriverQueue, QueueConfig, QueueState
 from virtio_py.spec import DeviceStatus, PackedDescFlag, VirtqDescFlag
+from virtio_py.testing.hands import Descriptor, make_hand
 from virtio_py.testing.hostile_device import BETRAYALS, Betrayal, HostileDevice, overwriting_engine
-from virtio_py.testing.hostile_driver import ATTACKS, BEHIND_A_GOOD_ONE, Attack, Descriptor, HostileDriver
+from virtio_py.testing.hostile_driver import ATTACKS, BEHIND_A_GOOD_ONE, Attack, HostileDriver
 from virtio_py.transports.in_process import InProcess
 
 SIZE: Final = 8
@@ -62,7 +63,7 @@ def stage(case: Case) -> tuple[Pair, HostileDriver]:
     made = pair(case, SIZE, memory=1 << 16)
     memory = with_regions(made.arena.memory)
     made.device = made.config.activate(memory, case.features, case.engine, made.notify)
-    return made, HostileDriver.on(made.arena, memory, made.driver)
+    return made, HostileDriver.on(made.arena, make_hand(made.driver, memory))
 
 
 @every_attack
@@ -98,7 +99,7 @@ def test_the_driver_is_told_and_a_reset_recovers(case: Case, attack: Attack, cla
     carrier = InProcess(device, engine=case.engine, memory_size=1 << 16, ring_features=case.features)
     driver = Client(carrier, engine=case.engine, features=case.features).start()
     carrier.end.replace_memory(with_regions(carrier.arena.memory))
-    attack.run(HostileDriver.on(carrier.arena, carrier.end.memory, driver.queues[0]))
+    attack.run(HostileDriver.on(carrier.arena, make_hand(driver.queues[0], carrier.end.memory)))
     carrier.available_buffer(0, 0)
     while carrier.step():
         pass
@@ -133,7 +134,7 @@ def test_a_chain_has_at_most_two_to_the_32_bytes(case: Case) -> None:
     villain.chain(*[(giant.start, 1 << 30, WRITE)] * 4)
     [chain] = made.device.take()
     assert chain.writable.remaining == 1 << 32
-    villain.chain(*[(giant.start, 1 << 30, WRITE)] * 3, (giant.start, (1 << 30) - 1, WRITE), at=4, ident=1)
+    villain.chain(*[(giant.start, 1 << 30, WRITE)] * 3, (giant.start, (1 << 30) - 1, WRITE))
     assert len(made.device.take()) == 1
     made, villain = stage(case)
     made.device.adopt(made.device.bind(memory := GuestMemory([*villain.memory.regions, giant])))
@@ -149,8 +150,8 @@ def test_what_is_odd_but_allowed_is_served(case: Case) -> None:
     made, villain = stage(case)
     villain.memory.write(MIDDLE - 3, b"across")
     villain.chain((0xFFFF_FFFF_FFFF_FFFF, 0, 0), (MIDDLE - 3, 6, 0), (0, 0, WRITE))
-    villain.chain((villain.table((MIDDLE - 3, 6, 0, 0)), 16, INDIRECT | WRITE), at=3, ident=1)
-    villain.chain((HIGH - 1, 1, WRITE), at=4, ident=2)
+    villain.chain((villain.table((MIDDLE - 3, 6, 0, 0)), 16, INDIRECT | WRITE))
+    villain.chain((HIGH - 1, 1, WRITE))
     chains = made.device.take()
     assert [c.readable.read_all() for c in chains] == [b"across", b"across", b""]
     assert [c.writable.remaining for c in chains] == [0, 0, 1]
@@ -165,7 +166,7 @@ def test_memory_that_the_device_may_only_read(case: Case) -> None:
     made.device.adopt(made.device.bind(only))
     villain.memory.write(LOW, b"read me")
     villain.chain((1 << 32, 7, 0))
-    villain.chain((1 << 32, 7, WRITE), at=1, ident=1)
+    villain.chain((1 << 32, 7, WRITE))
     [chain] = made.device.take()
     assert chain.readable.read_all() == b"read me"
     with pytest.raises(MemoryFault):
@@ -354,7 +355,7 @@ ADDRESSES = st.sampled_from([0x1000, 0x1100, LOW, LOW, MIDDLE - 2, HIGH - 2, HIG
 LENGTHS = st.sampled_from([1, 2, 4, 16, 32, 0, 40, 0xFFFFFFFF])
 FLAGS = st.sampled_from([0, 0, WRITE, WRITE, INDIRECT, NEXT, NEXT | WRITE, INDIRECT | NEXT, 7])
 SLOTS = st.integers(0, SIZE - 1)
-DESCRIPTORS = st.tuples(ADDRESSES, LENGTHS, FLAGS)
+DESCRIPTORS = st.builds(Descriptor, ADDRESSES, LENGTHS, FLAGS)
 NOISE = st.one_of(
     st.tuples(st.just("descriptor"), SLOTS, ADDRESSES, LENGTHS, FLAGS, st.integers(0, SIZE)),
     st.tuples(st.just("raw"), st.integers(0, 700), st.binary(min_size=1, max_size=20)),
@@ -402,23 +403,24 @@ class Chaos:
         return self.log, [bytes(region.view) for region in self.villain.memory.regions]
 
     def do_descriptor(self, slot: int, address: int, length: int, flags: int, other: int) -> None:
-        self.villain.put(slot, address, length, flags, other)
+        self.villain.hand.put(slot, Descriptor(address, length, flags), other)
 
     def do_chain(self, at: int, descriptors: list[Descriptor]) -> None:
         """A chain where the device looks next."""
-        if self.villain.split:
-            self.villain.published = self._index(self.made.driver.driver_area, virtq_avail(SIZE))
+        villain, ident = self.villain, at
+        if villain.split:
+            villain.split_hand.published = self._index(self.made.driver.driver_area, virtq_avail(SIZE))
         else:
-            state = self.made.device.state
-            at, self.villain.mark = state.next_available, AVAIL if state.available_wrap else USED
-        self.villain.chain(*descriptors[: SIZE - at], at=at, ident=len(self.log) % SIZE)
+            state, hand, ident = self.made.device.state, villain.packed_hand, len(self.log) % SIZE
+            at, hand.at, hand.wrap = state.next_available, state.next_available, state.available_wrap
+        villain.hand.force(ident, *descriptors[: SIZE - at])
 
     def _index(self, area: int, record: Any) -> int:
         return int.from_bytes(self.villain.memory.read(area + record.offset("idx"), 2), "little")
 
     def do_index(self, move: int) -> None:
         if self.villain.split:
-            self.villain.index(self._index(self.made.driver.driver_area, virtq_avail(SIZE)) + move)
+            self.villain.split_hand.jump(self._index(self.made.driver.driver_area, virtq_avail(SIZE)) + move)
 
     def do_raw(self, offset: int, data: bytes) -> None:
         self.villain.memory.write(self.villain.memory.regions[0].start + offset, data)

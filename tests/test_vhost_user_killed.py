@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 from attrs import define, field
 
+from tests.served_program import Program
 from virtio_py.devices.blk.batch import Ask, BatchingBlkDriver, Ticket
 from virtio_py.rings.engine import engine_named
 from virtio_py.spec import DeviceId, Feature, bit
@@ -35,26 +36,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the shells need
 SECTORS = 512
 PARTS = 4
 """Sectors of one write."""
-
-
-@define
-class Program:
-    """`virtio-py serve blk` as a process that can be killed and started again."""
-
-    path: Path
-    image: Path
-    options: tuple[str, ...]
-    process: subprocess.Popen[bytes] = field(init=False)
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "virtio_py.cli.main", "serve", "blk", "--socket-path", str(self.path)]
-        command += ["--blk-file", str(self.image), *self.options]
-        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-
-    def kill(self) -> None:
-        """SIGKILL. What it had begun is over when this returns."""
-        self.process.kill()
-        self.process.wait()
 
 
 @contextlib.contextmanager

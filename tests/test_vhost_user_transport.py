@@ -8,7 +8,6 @@ import gc
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 import pytest
 from attrs import define, field
 
+from tests.served_program import Program
 from tests.test_vhost_user_frontend import PROTOCOLS, P
 from tests.test_vhost_user_server import open_fds
 from tests.vhost_user_socket import await_
@@ -230,25 +230,6 @@ def test_logging_is_begun_once_and_ended(tmp_path: Path) -> None:
 
 
 # Back-ends that die --------------------------------------------------------------------------------------------------
-
-
-@define
-class Program:
-    """`virtio-py serve blk` as a process that can be killed and started again."""
-
-    path: Path
-    image: Path
-    options: tuple[str, ...] = ()
-    process: subprocess.Popen[bytes] = field(init=False)
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "virtio_py.cli.main", "serve", "blk", "--socket-path", str(self.path)]
-        command += ["--blk-file", str(self.image), *self.options]
-        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 @pytest.fixture

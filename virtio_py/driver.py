@@ -14,7 +14,14 @@ from virtio_py.memory import Arena, Buffer
 from virtio_py.rings.engine import REFERENCE, Engine
 from virtio_py.rings.queue import DriverQueue
 from virtio_py.spec import DeviceId, DeviceStatus, Feature, bit
-from virtio_py.status import INITIALISATION, LEGACY_FEATURES, RING_FEATURES, FeatureNeeds, missing_needs
+from virtio_py.status import (
+    INITIALISATION,
+    LEGACY_FEATURES,
+    PLATFORM_FEATURES,
+    RING_FEATURES,
+    FeatureNeeds,
+    missing_needs,
+)
 
 CONFIG_READS: Final = 1000
 """How often a driver reads a configuration that does not stand still before it gives up."""
@@ -127,7 +134,7 @@ class Driver:
         self.transport = transport
         self.engine = engine
         self.timeout = 5.0
-        self.wanted = (self.known_features | RING_FEATURES) if features is None else features
+        self.wanted = (self.known_features | RING_FEATURES | PLATFORM_FEATURES) if features is None else features
         self.queue_size = queue_size
         self.offered = 0
         self.features = 0

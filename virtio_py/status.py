@@ -18,6 +18,10 @@ RING_FEATURES: Final = mask(
 """What a DeviceEnd offers on its own account: the bits that concern rings and no device type. VIRTIO_F_IN_ORDER is for
 the asking: a device that completes out of order is slower with it."""
 
+PLATFORM_FEATURES: Final = mask(Feature.ACCESS_PLATFORM, Feature.ORDER_PLATFORM)
+"""What a driver takes besides where it is offered: the addresses of a transport's arena are those that the device sees,
+whatever they are for the platform, and the fences are the processor's full ones."""
+
 LEGACY_FEATURES: Final = (1 << 32) - 1
 """The feature bits that a legacy interface has room for."""
 

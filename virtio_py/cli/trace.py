@@ -21,6 +21,7 @@ from attrs import define, field
 
 if TYPE_CHECKING:
     from virtio_py.cli.trace_files import TraceFile
+    from virtio_py.cli.trace_show import Printer
     from virtio_py.transports.vhost_user_follower import RingSeen
     from virtio_py.transports.vhost_user_messages import Message
     from virtio_py.transports.vhost_user_proxy import Proxy, Route
@@ -77,7 +78,7 @@ class _Desk:
     """Opens routes, and passes on what is seen on them."""
 
     args: argparse.Namespace
-    printer: Any
+    printer: Printer
     files: list[TraceFile]
     proxy: Proxy | None = None
     _sessions: int = field(default=0, init=False)

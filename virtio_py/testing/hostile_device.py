@@ -10,13 +10,13 @@ the request failed; never a byte beyond what it lent, a wait without end, or a c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any, Final
 
 from attrs import define, field, frozen
 
-from virtio_py.device import Device, DeviceEnd, QueueSpec
+from virtio_py.device import Device, DeviceEnd
 from virtio_py.memory import GuestMemory
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.engine import Engine
@@ -24,7 +24,7 @@ from virtio_py.rings.kernels import KERNELS, TWINS
 from virtio_py.rings.layouts import pvirtq_desc, virtq_desc, virtq_used, virtq_used_elem
 from virtio_py.rings.queue import DeviceQueue, DriverQueue
 from virtio_py.spec import PackedDescFlag
-from virtio_py.watch import Watch
+from virtio_py.testing.wrapped import Wrapped
 
 AVAIL, USED, WRITE = int(PackedDescFlag.AVAIL), int(PackedDescFlag.USED), int(PackedDescFlag.WRITE)
 
@@ -116,62 +116,6 @@ BETRAYALS: Final = [
     Betrayal("index-goes-back", "A2", lambda d: d.index(d.shown - 1), layouts=("split",)),
 ]
 """Each is an error that a driver can see in the ring alone, with one buffer in the device's hand or with several."""
-
-
-@define(eq=False)
-class Wrapped(Device):
-    """A device around another: whatever it is not asked to do differently, it does as that one.
-
-    Not an attribute lookup, so that a verb that `Device` gains is seen to be missing here.
-    """
-
-    inner: Device
-
-    @property
-    def device_id(self) -> Any:  # type: ignore[override]  # a class has one, an instance that imitates has another's
-        """That of the device inside."""
-        return self.inner.device_id
-
-    @property
-    def feature_needs(self) -> Any:  # type: ignore[override]  # likewise
-        """That of the device inside."""
-        return self.inner.feature_needs
-
-    def queues(self) -> Sequence[QueueSpec]:
-        return self.inner.queues()
-
-    def offered_features(self) -> int:
-        return self.inner.offered_features()
-
-    def refuse_features(self, features: int) -> str | None:
-        return self.inner.refuse_features(features)
-
-    def negotiated(self, features: int) -> None:
-        self.inner.negotiated(features)
-
-    def read_config(self) -> bytes:
-        return self.inner.read_config()
-
-    def write_config(self, offset: int, data: bytes) -> None:
-        self.inner.write_config(offset, data)
-
-    def activate(self, end: DeviceEnd, features: int) -> None:
-        self.inner.activate(end, features)
-
-    def handle(self, queue: DeviceQueue, chain: Chain) -> None:
-        self.inner.handle(queue, chain)
-
-    def busy(self) -> bool:
-        return self.inner.busy()
-
-    def queue_reset(self, index: int) -> None:
-        self.inner.queue_reset(index)
-
-    def watch(self) -> Sequence[Watch]:
-        return self.inner.watch()
-
-    def reset(self) -> None:
-        self.inner.reset()
 
 
 @define(eq=False)

@@ -2,6 +2,7 @@
 
     villain = HostileDriver.over(transport)                 the sequence of 3.1.1, then a queue set up and left empty
     villain.chain((0xdead_0000, 4, 0))                      by hand: descriptors that say whatever one likes
+    villain.hand.force(3, Descriptor(0x1000, 4))            a chain with an id of one's choice
     outcome = assault(transport, ATTACKS[0])                or one of the table, start to reset
 
 The table names what a device of this package makes of each; `assault` only tells what the device did: a device of
@@ -13,25 +14,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from enum import Enum
+from itertools import starmap
 from typing import Any, Final
 
 from attrs import define, frozen
 
 from virtio_py.driver import Driver, Transport
-from virtio_py.errors import Disconnected, MemoryFault, PeerError, RingError, TransportError
+from virtio_py.errors import Disconnected, MemoryFault, PeerError, RingError, TransportError, UsageError
 from virtio_py.memory import Arena, Buffer, GuestMemory
-from virtio_py.rings.layouts import pvirtq_desc, virtq_avail, virtq_desc, virtq_used
+from virtio_py.rings.layouts import virtq_desc
 from virtio_py.rings.queue import DriverQueue
-from virtio_py.spec import DeviceStatus, Feature, PackedDescFlag, VirtqDescFlag, mask
-
-NEXT, WRITE, INDIRECT = int(VirtqDescFlag.NEXT), int(VirtqDescFlag.WRITE), int(VirtqDescFlag.INDIRECT)
-AVAIL, USED = int(PackedDescFlag.AVAIL), int(PackedDescFlag.USED)
+from virtio_py.spec import DeviceStatus, Feature, mask
+from virtio_py.testing.hands import INDIRECT, NEXT, WRITE, Descriptor, Hand, PackedHand, SplitHand, encoded, make_hand
 
 LONG_TABLE: Final = 1025
 """Entries of an indirect table that no queue of ours follows to its end."""
-
-Descriptor = tuple[int, int, int]
-"""(address, length, flags): NEXT is added to all but the last of a chain."""
 
 
 class BareDriver(Driver):
@@ -47,17 +44,14 @@ class BareDriver(Driver):
 
 @define
 class HostileDriver:
-    """Writes a driver's structures by hand, into the areas of a queue that a real driver set up and left empty.
+    """In the place of the driver of a queue that is set up and empty: chains good or bad, by a hand that writes either.
 
-    memory: what the device sees; good: address of 64 bytes that may be named; scratch: address of room for tables.
+    good: address of 64 bytes that may be named; scratch: address of room for tables.
     """
 
-    memory: GuestMemory
-    queue: DriverQueue
+    hand: Hand
     good: int
     scratch: int
-    published: int = 0
-    mark: int = AVAIL  # what makes a descriptor available in this lap (packed)
     driver: BareDriver | None = None
     _lent: tuple[Buffer, ...] = ()
 
@@ -66,7 +60,7 @@ class HostileDriver:
         """Initialises the device behind a transport. features: mask to accept, those of split rings by default."""
         chosen = mask(Feature.VERSION_1, Feature.INDIRECT_DESC) if features is None else features
         driver = BareDriver(transport, features=chosen, queue_size=size).start()
-        made = cls.on(transport.arena, transport.arena.memory, driver.queues[index])
+        made = cls.on(transport.arena, make_hand(driver.queues[index], transport.arena.memory))
         made.driver = driver
         return made
 
@@ -77,20 +71,27 @@ class HostileDriver:
             self.driver.transport.arena.free(*self._lent)
 
     @classmethod
-    def on(cls, arena: Arena, memory: GuestMemory, queue: DriverQueue) -> HostileDriver:
-        """In the place of the driver of a queue that is empty. `memory` may have more regions than the arena's."""
+    def on(cls, arena: Arena, hand: Hand) -> HostileDriver:
+        """With a hand of one's own, whose memory may have more regions than the arena's."""
         good, scratch = arena.allocate(64), arena.allocate(LONG_TABLE * virtq_desc.size)
-        return cls(memory, queue, good.address, scratch.address, lent=(good, scratch))
+        # What comes back for a bad chain, if anything, is nothing to hold against a device.
+        hand.lenient = True
+        return cls(hand, good.address, scratch.address, lent=(good, scratch))
+
+    @property
+    def memory(self) -> GuestMemory:
+        """What the device sees."""
+        return self.hand.memory
 
     @property
     def split(self) -> bool:
         """Whether the queue is split."""
-        return self.queue.layout == "split"
+        return self.hand.queue.layout == "split"
 
     @property
     def size(self) -> int:
         """The queue size."""
-        return self.queue.size
+        return self.hand.size
 
     @property
     def start(self) -> int:
@@ -114,48 +115,53 @@ class HostileDriver:
 
     # By hand
 
-    def put(self, slot: int, address: int, length: int, flags: int, other: int) -> None:
-        """A descriptor, whatever it says. `other` is next (split) or id (packed)."""
-        at = self.queue.descriptor_area + slot * virtq_desc.size
-        record, name = (virtq_desc, "next") if self.split else (pvirtq_desc, "id")
-        self.memory.write(at, record.encode(addr=address, len=length, flags=flags, **{name: other}))
-
-    def head(self, head: int) -> None:
-        """Makes a chain available (split)."""
-        avail = virtq_avail(self.size)
-        step = avail.field("ring").size // self.size
-        at = self.queue.driver_area + avail.offset("ring") + self.published % self.size * step
-        self.memory.write(at, head.to_bytes(2, "little"))
-        self.index(self.published + 1)
-
-    def index(self, idx: int) -> None:
-        """Stores the available index (split)."""
-        self.published = idx
-        at = self.queue.driver_area + virtq_avail(self.size).offset("idx")
-        self.memory.write(at, (idx & 0xFFFF).to_bytes(2, "little"))
-
-    def chain(self, *descriptors: Descriptor, at: int = 0, ident: int = 0) -> None:
-        """A chain in consecutive slots, made available."""
-        last = len(descriptors) - 1
-        for n, (address, length, flags) in enumerate(descriptors):
-            flags |= NEXT if n < last else 0
-            if self.split:
-                self.put(at + n, address, length, flags, at + n + 1 if n < last else 0)
-            else:
-                self.put(at + n, address, length, flags | self.mark, ident)
-        if self.split:
-            self.head(at)
+    def chain(self, *descriptors: tuple[int, int, int]) -> int:
+        """A chain of (address, length, flags), made available; its id, which is its head in a split queue."""
+        return self.hand.add(*starmap(Descriptor, descriptors))
 
     def table(self, *entries: tuple[int, int, int, int]) -> int:
         """An indirect table of (address, length, flags, next); where it is."""
-        record = virtq_desc if self.split else pvirtq_desc
-        other = "next" if self.split else "id"
-        data = b"".join(record.encode(addr=a, len=n, flags=f, **{other: x}) for a, n, f, x in entries)
-        self.memory.write(self.scratch, data)
+        layout = self.hand.queue.layout
+        self.memory.write(self.scratch, b"".join(encoded(layout, Descriptor(*e[:3]), e[3]) for e in entries))
         return self.scratch
 
+    def loop(self, *following: int, length: int = 4) -> None:
+        """Descriptors that are all linked: each to that of the loop which `following` numbers, or beyond it (split)."""
+        hand = self.split_hand
+        slots = hand.held[hand.stage(*[Descriptor(self.good, length)] * len(following))]
+        for slot, step in zip(slots, following, strict=True):
+            hand.put(slot, Descriptor(self.good, length, NEXT), slots[step] if step < len(slots) else step)
+        hand.publish()
 
-Act = Callable[[HostileDriver], None]
+    def head(self, head: int) -> None:
+        """A head that may be of no chain (split)."""
+        self.split_hand.head(head)
+        self.hand.publish()
+
+    def jump(self, distance: int) -> None:
+        """The available index goes so far, with nothing behind it (split)."""
+        self.split_hand.jump(self.split_hand.published + distance)
+
+    def unended(self, count: int) -> None:
+        """So many available descriptors, each with NEXT (packed)."""
+        hand = self.packed_hand
+        for _ in range(count):
+            hand.raw(Descriptor(self.good, 1, NEXT | hand.ownership()), 0)
+
+    @property
+    def split_hand(self) -> SplitHand:
+        """The hand of a split queue."""
+        assert isinstance(self.hand, SplitHand)
+        return self.hand
+
+    @property
+    def packed_hand(self) -> PackedHand:
+        """The hand of a packed queue."""
+        assert isinstance(self.hand, PackedHand)
+        return self.hand
+
+
+Act = Callable[[HostileDriver], object]
 
 
 @frozen
@@ -163,7 +169,8 @@ class Attack:
     """What a driver does, and what it comes to here: the error, and the clause for each layout it applies to ("" where
     no clause says it, None where the layout has no such thing).
 
-    kind: the class in `attacks.ATTACK_CLASSES`; indirect: whether VIRTIO_F_INDIRECT_DESC is to be negotiated.
+    kind: the class in `attacks.ATTACK_CLASSES`; indirect: whether VIRTIO_F_INDIRECT_DESC is to be negotiated; spoils:
+    whether what the ring says afterwards has no meaning, so that only a reset helps.
     """
 
     name: str
@@ -173,6 +180,7 @@ class Attack:
     split: str | None = None
     packed: str | None = None
     indirect: bool = True
+    spoils: bool = False
 
     def applies(self, layout: str) -> bool:
         """Whether the attack is one on a queue of this layout."""
@@ -196,13 +204,16 @@ def _table_of(length: int) -> Act:
     return lambda v: v.chain((v.scratch, length, INDIRECT))
 
 
-def _links(*following: Callable[[HostileDriver], int], length: int = 4) -> Act:
-    """Descriptors from 0 on that are all linked (split), whereto they should not."""
+def _loop(*following: int, length: int = 4) -> Act:
+    return lambda v: v.loop(*following, length=length)
+
+
+def _force(*idents: Callable[[HostileDriver], int]) -> Act:
+    """Chains of four readable bytes, with these ids."""
 
     def run(v: HostileDriver) -> None:
-        for n, other in enumerate(following):
-            v.put(n, v.good, length, NEXT, other(v))
-        v.head(0)
+        for ident in idents:
+            v.hand.force(ident(v), Descriptor(v.good, 4))
 
     return run
 
@@ -215,42 +226,14 @@ def _size(v: HostileDriver) -> int:
     return v.size
 
 
-def _head(head: Callable[[HostileDriver], int]) -> Act:
-    return lambda v: v.head(head(v))
-
-
-def _ident(ident: Callable[[HostileDriver], int]) -> Act:
-    return lambda v: v.chain((v.good, 4, 0), ident=ident(v))
-
-
-def _two_heads(second: Callable[[HostileDriver], int]) -> Act:
-    def run(v: HostileDriver) -> None:
-        v.chain((v.good, 4, 0))
-        v.head(second(v))
-
-    return run
-
-
-def _two_ids(second: Callable[[HostileDriver], int]) -> Act:
-    def run(v: HostileDriver) -> None:
-        v.chain((v.good, 4, 0), at=0, ident=3)
-        v.chain((v.good, 4, 0), at=1, ident=second(v))
-
-    return run
-
-
 def _long_table(v: HostileDriver) -> None:
     entries = [(v.good, 1, NEXT if v.split and n < LONG_TABLE - 1 else 0, n + 1) for n in range(LONG_TABLE)]
     v.chain((v.table(*entries), LONG_TABLE * virtq_desc.size, INDIRECT))
 
 
-def _one_list(v: HostileDriver) -> None:
-    for slot in range(v.size):
-        v.put(slot, v.good, 1, NEXT | AVAIL, 0)
-
-
-def _follower_missing(v: HostileDriver) -> None:
-    v.put(0, v.good, 1, NEXT | AVAIL, 0)
+def _head_behind(v: HostileDriver) -> None:
+    v.chain((v.good, 4, 0))
+    v.head(v.size)
 
 
 _LOOP, _DIRECTION = "split.driver.descriptor-table.1", "split.driver.message-framing.1"
@@ -332,9 +315,9 @@ ATTACKS: Final = [
         "packed.driver.scatter-gather-support.2",
     ),
     # Split alone: links and indices
-    Attack("self-loop", "A1", _links(_is(0)), RingError, _LOOP),
-    Attack("loop-of-two", "A1", _links(_is(1), _is(0)), RingError, _LOOP),
-    Attack("loop-of-nothing", "A3", _links(_is(0), length=0), RingError, _LOOP),
+    Attack("self-loop", "A1", _loop(0), RingError, _LOOP),
+    Attack("loop-of-two", "A1", _loop(1, 0), RingError, _LOOP),
+    Attack("loop-of-nothing", "A3", _loop(0, length=0), RingError, _LOOP),
     Attack(
         "loop-inside-table",
         "A1",
@@ -342,31 +325,48 @@ ATTACKS: Final = [
         RingError,
         _LOOP,
     ),
-    Attack("next-is-the-size", "A2", _links(_size), RingError, ""),
-    Attack("next-is-all-ones", "A2", _links(_is(0xFFFF)), RingError, ""),
+    Attack("next-is-the-size", "A2", lambda v: v.loop(v.size), RingError, ""),
+    Attack("next-is-all-ones", "A2", _loop(0xFFFF), RingError, ""),
     Attack(
         "next-leaves-the-table", "A2", lambda v: v.chain((v.table((v.good, 4, NEXT, 1)), 16, INDIRECT)), RingError, ""
     ),
-    Attack("head-is-the-size", "A2", _head(_size), RingError, ""),
-    Attack("head-is-all-ones", "A2", _head(_is(0xFFFF)), RingError, ""),
-    Attack("index-jumps", "A2", lambda v: v.index(v.size + 1), RingError, _INDEX),
-    Attack("index-goes-back", "A2", lambda v: v.index(0xFFFF), RingError, _INDEX),
+    Attack("head-is-the-size", "A2", lambda v: v.head(v.size), RingError, ""),
+    Attack("head-is-all-ones", "A2", lambda v: v.head(0xFFFF), RingError, ""),
+    Attack("index-jumps", "A2", lambda v: v.jump(v.size + 1), RingError, _INDEX, spoils=True),
+    Attack("index-goes-back", "A2", lambda v: v.jump(-1), RingError, _INDEX, spoils=True),
     # Packed alone: ids and availability
-    Attack("id-is-the-size", "A4", _ident(_size), RingError, None, ""),
-    Attack("id-is-all-ones", "A4", _ident(_is(0xFFFF)), RingError, None, ""),
-    Attack("follower-is-not-available", "A4", _follower_missing, RingError, None, _PACKED_LIST),
-    Attack("ring-is-one-list-without-end", "A1", _one_list, RingError, None, _PACKED_LIST),
+    Attack("id-is-the-size", "A4", _force(_size), RingError, None, ""),
+    Attack("id-is-all-ones", "A4", _force(_is(0xFFFF)), RingError, None, ""),
+    Attack("follower-is-not-available", "A4", lambda v: v.unended(1), RingError, None, _PACKED_LIST, spoils=True),
+    Attack(
+        "ring-is-one-list-without-end", "A1", lambda v: v.unended(v.size), RingError, None, _PACKED_LIST, spoils=True
+    ),
 ]
 """Attacks with one bad buffer, in a queue that is empty."""
 
 BEHIND_A_GOOD_ONE: Final = [
-    Attack("same-head-in-flight", "A8", _two_heads(_is(0)), RingError, ""),
-    Attack("second-head-out-of-range", "A8", _two_heads(_size), RingError, ""),
-    Attack("same-id-in-flight", "A8", _two_ids(_is(3)), RingError, None, ""),
-    Attack("second-id-out-of-range", "A8", _two_ids(_size), RingError, None, ""),
+    Attack("same-head-in-flight", "A8", lambda v: v.head(v.chain((v.good, 4, 0))), RingError, ""),
+    Attack("second-head-out-of-range", "A8", _head_behind, RingError, ""),
+    Attack("same-id-in-flight", "A8", _force(_is(3), _is(3)), RingError, None, ""),
+    Attack("second-id-out-of-range", "A8", _force(_is(3), _size), RingError, None, ""),
 ]
 """Attacks whose first buffer, of four readable bytes, is good. A device that uses it before it looks at the second
 finds nothing wrong with the same head or id again."""
+
+ODDITIES: Final = [
+    Attack("nothing", "A3", lambda v: v.chain((v.good, 0, 0)), PeerError, "", ""),
+    Attack("nothing-to-read", "A9", lambda v: v.chain((v.good, 16, WRITE)), PeerError, "", ""),
+    # Where the table is not looked for in flags that are reserved there, its 16 bytes are the buffer.
+    Attack(
+        "table-in-table",
+        "A1",
+        lambda v: v.chain((v.table((v.scratch, 16, INDIRECT, 0)), 16, INDIRECT)),
+        PeerError,
+        None,
+        f"{_PACKED_INDIRECT}.2",
+    ),
+]
+"""What a ring lets through: if there is an error, it is the request's, and otherwise the buffer is used."""
 
 
 class Outcome(Enum):
@@ -378,30 +378,23 @@ class Outcome(Enum):
     GONE = "the carrier is gone"
 
 
-def _used(villain: HostileDriver) -> bool:
-    """Whether the device has used anything in a queue that nobody else worked on."""
-    if villain.split:
-        at = villain.queue.device_area + virtq_used(villain.size).offset("idx")
-        return villain.memory.read(at, 2) != bytes(2)
-    flags = villain.queue.descriptor_area + pvirtq_desc.offset("flags")
-    word = int.from_bytes(villain.memory.read(flags, 2), "little")
-    return word & (AVAIL | USED) == AVAIL | USED
-
-
 def assault(
     transport: Transport, attack: Attack, layout: str = "split", index: int = 0, patience: float = 0.5
 ) -> Outcome:
     """One attack on a queue of the device behind `transport`, from initialisation to what came of it, and a reset.
 
     patience: seconds that the device gets to do something. Raises NegotiationError for a device that does not start,
-    or does not come back from the reset.
+    or does not come back from the reset, UsageError for one that has no queues of this layout.
     """
     packed = (Feature.RING_PACKED,) if layout == "packed" else ()
     indirect = (Feature.INDIRECT_DESC,) if attack.indirect else ()
     try:
         villain = HostileDriver.over(transport, mask(Feature.VERSION_1, *packed, *indirect), index)
+        if villain.hand.queue.layout != layout:
+            villain.leave()
+            raise UsageError(f"the device has no {layout} queues")
         attack.run(villain)
-        transport.available_buffer(index, villain.queue.notification_data)
+        transport.available_buffer(index, villain.hand.queue.notification_data)
         outcome = _await(transport, villain, time.monotonic() + patience)
         villain.leave()
     except (Disconnected, TransportError):
@@ -413,7 +406,7 @@ def _await(transport: Transport, villain: HostileDriver, deadline: float) -> Out
     while time.monotonic() < deadline:
         if transport.read_status() & DeviceStatus.DEVICE_NEEDS_RESET:
             return Outcome.TOLD
-        if _used(villain):
+        if villain.hand.any_used:
             return Outcome.USED
         transport.wait(0.01)
     return Outcome.SILENT

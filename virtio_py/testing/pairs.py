@@ -14,6 +14,7 @@ from virtio_py.device import Device
 from virtio_py.driver import Driver, Transport
 from virtio_py.errors import UsageError
 from virtio_py.memory import Arena, GuestMemory
+from virtio_py.records import Record
 from virtio_py.rings.engine import Engine, engine_named
 from virtio_py.spec import Feature, bit
 from virtio_py.status import RING_FEATURES
@@ -25,21 +26,32 @@ AnyDriver = TypeVar("AnyDriver", bound=Driver)
 MEMORY: Final = 4 << 20
 
 
-def _in_process(device: Device, engine: Engine) -> Transport:
-    return InProcess(device, engine=engine, memory_size=MEMORY)
+def in_process(device: Device, engine: Engine, ring_features: int = RING_FEATURES) -> Transport:
+    """Calls. ring_features: what the device's end is to offer besides the device's own."""
+    return InProcess(device, engine=engine, memory_size=MEMORY, ring_features=ring_features)
 
 
-def _mmio(device: Device, engine: Engine) -> Transport:
-    memory = GuestMemory.of(MEMORY, 0x10000)
-    machine = MmioDevice(device, memory, engine)
-    transport = discover(machine, Arena(memory), machine.work, None)
+def mmio(device: Device, engine: Engine) -> Transport:
+    """Registers in memory."""
+    return behind(MmioDevice(device, guest_memory(), engine))
+
+
+def behind(machine: MmioDevice, config: Record | None = None) -> Transport:
+    """What finds the device behind a block of registers, with an arena of all its memory. config: as `discover` has it.
+    Raises UsageError if the registers are not those of a device."""
+    transport = discover(machine, Arena(machine.end.memory), machine.work, config)
     if transport is None:
         raise UsageError("the registers are not those of a device")
     return transport
 
 
+def guest_memory() -> GuestMemory:
+    """As much as a carrier here has, at guest address 0x10000."""
+    return GuestMemory.of(MEMORY, 0x10000)
+
+
 Carrier = Callable[[Device, Engine], Transport]
-CARRIERS: Final[Mapping[str, Carrier]] = {"in-process": _in_process, "mmio": _mmio}
+CARRIERS: Final[Mapping[str, Carrier]] = {"in-process": in_process, "mmio": mmio}
 """Those that need no thread and no socket. Any function from a device and an engine to a transport does as well."""
 
 

@@ -23,6 +23,17 @@ AXES: Final[dict[str, tuple[Any, ...]]] = {
 """Every choice there is; the last varies fastest."""
 
 
+def ring_features(layout: str, in_order: bool, event_idx: bool, indirect: bool) -> int:
+    """The mask of the feature bits that such a ring has negotiated."""
+    wanted = {
+        Feature.RING_PACKED: layout == "packed",
+        Feature.IN_ORDER: in_order,
+        Feature.EVENT_IDX: event_idx,
+        Feature.INDIRECT_DESC: indirect,
+    }
+    return mask(Feature.VERSION_1, *(feature for feature, yes in wanted.items() if yes))
+
+
 @frozen
 class Case:
     """One combination.
@@ -45,13 +56,7 @@ class Case:
     @property
     def features(self) -> int:
         """The mask of the feature bits."""
-        wanted = {
-            Feature.RING_PACKED: self.layout == "packed",
-            Feature.IN_ORDER: self.in_order,
-            Feature.EVENT_IDX: self.event_idx,
-            Feature.INDIRECT_DESC: self.indirect,
-        }
-        return mask(Feature.VERSION_1, *(feature for feature, yes in wanted.items() if yes))
+        return ring_features(self.layout, self.in_order, self.event_idx, self.indirect)
 
     @property
     def options(self) -> str:

@@ -12,7 +12,8 @@ from virtio_py.rings.engine import Engine, engine_named
 from virtio_py.rings.kernels import common as k
 from virtio_py.rings.layouts import pvirtq_desc, virtq_avail, virtq_used
 from virtio_py.rings.queue import DeviceQueue, DriverQueue, QueueConfig, QueueState
-from virtio_py.spec import Feature, PackedDescFlag, mask
+from virtio_py.spec import PackedDescFlag
+from virtio_py.testing.ring_cases import ring_features
 
 
 @frozen
@@ -33,13 +34,7 @@ class Case:
     @property
     def features(self) -> int:
         """The mask of the feature bits."""
-        bits = {
-            Feature.RING_PACKED: self.layout == "packed",
-            Feature.IN_ORDER: self.in_order,
-            Feature.EVENT_IDX: self.event_idx,
-            Feature.INDIRECT_DESC: self.indirect,
-        }
-        return mask(Feature.VERSION_1, *(b for b, wanted in bits.items() if wanted))
+        return ring_features(self.layout, self.in_order, self.event_idx, self.indirect)
 
     def __str__(self) -> str:
         words = {"in_order": self.in_order, "event_idx": self.event_idx, "indirect": self.indirect}

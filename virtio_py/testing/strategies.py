@@ -12,7 +12,7 @@ record decides what is valid. Requests of each device stand in `virtio_py.testin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from hypothesis import strategies as st
 
@@ -21,6 +21,7 @@ from virtio_py.memory import GuestMemory, Region
 from virtio_py.records import Field, Record, Rule
 from virtio_py.spec import VirtqDescFlag, bit, mask
 from virtio_py.status import FeatureNeeds, missing_needs
+from virtio_py.testing.hands import Descriptor
 
 # Structures ---------------------------------------------------------------------------------------------------------
 
@@ -40,9 +41,11 @@ def _integers(field: Field) -> st.SearchStrategy[Any]:
 def _registers(field: Field) -> st.SearchStrategy[Any]:
     assert field.register is not None
     whole = field.register
-    zero = {name: st.just(0) for name in whole.shifts}
-    parts = {name: st.one_of(st.just(0), st.integers(0, high)) for name, (_, high) in whole.shifts.items()}
-    return st.builds(whole.make, **zero) | st.builds(whole.make, **parts)
+    parts = [
+        st.one_of(st.just(0), st.integers(0, high)).map((1 << shift).__mul__) for shift, high in whole.shifts.values()
+    ]
+    # What a part's value is, beside its bits, is the register's own affair: some hold a multiple.
+    return st.just(whole.split(0)) | st.tuples(*parts).map(sum).map(whole.split)
 
 
 def _nested(field: Field) -> st.SearchStrategy[Any]:
@@ -184,14 +187,6 @@ def memories(draw: st.DrawFn, max_regions: int = 4, max_size: int = 1 << 16) -> 
     return GuestMemory(regions)
 
 
-class Segment(NamedTuple):
-    """A descriptor's address, length in bytes, and flags (VIRTQ_DESC_F_*), as `HostileDriver.chain` takes it."""
-
-    address: int
-    length: int
-    flags: int = 0
-
-
 def extents(memory: GuestMemory, max_length: int = 4096) -> st.SearchStrategy[tuple[int, int]]:
     """Ranges of a memory: (address, length in bytes), the edges of its regions first of all."""
 
@@ -226,21 +221,23 @@ def _is_memory(memory: GuestMemory, address: int, length: int) -> bool:
     return True
 
 
-def chains(memory: GuestMemory, max_segments: int = 8) -> st.SearchStrategy[list[Segment]]:
+def chains(memory: GuestMemory, max_segments: int = 8) -> st.SearchStrategy[list[Descriptor]]:
     """Chains that a device has to take: readable segments in front of writable ones, all of them memory."""
-    parts = st.lists(extents(memory), max_size=max_segments // 2)
-    both = st.tuples(parts, parts).filter(lambda pair: bool(pair[0] or pair[1]))
+    readable = st.lists(extents(memory), max_size=max_segments // 2)
+    writable = st.lists(extents(memory), max_size=max_segments - max_segments // 2)
+    both = st.tuples(readable, writable).filter(lambda pair: bool(pair[0] or pair[1]))
     return both.map(
         lambda pair: (
-            [Segment(*extent) for extent in pair[0]] + [Segment(*extent, VirtqDescFlag.WRITE) for extent in pair[1]]
+            [Descriptor(*extent) for extent in pair[0]]
+            + [Descriptor(*extent, VirtqDescFlag.WRITE) for extent in pair[1]]
         )
     )
 
 
-def spoilt_chains(memory: GuestMemory, max_segments: int = 8) -> st.SearchStrategy[list[Segment]]:
+def spoilt_chains(memory: GuestMemory, max_segments: int = 8) -> st.SearchStrategy[list[Descriptor]]:
     """Chains with one segment that is not memory."""
     bad = st.builds(
-        lambda extent, flags: Segment(extent[0], extent[1], flags), stray_extents(memory), st.sampled_from([0, 2])
+        lambda extent, flags: Descriptor(extent[0], extent[1], flags), stray_extents(memory), st.sampled_from([0, 2])
     )
     return st.builds(
         lambda chain, segment, at: sorted(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from attrs import asdict, define, field, frozen
 
@@ -85,7 +87,7 @@ class RingFollower:
     seen: Callable[[RingSeen], None]
     _began: float = field(factory=monotonic, init=False)
     _table: MemoryTable = field(factory=MemoryTable, init=False)
-    _files: list[tuple[int, int]] = field(factory=list, init=False)  # (descriptor, size that we rely upon)
+    _ends: WeakKeyDictionary[mmap.mmap, int] = field(factory=WeakKeyDictionary, init=False)  # of what files must hold
     _features: int = field(default=0, init=False)
     _rings: dict[int, _Ring] = field(factory=dict, init=False)
     _events: dict[tuple[int, str], _Event] = field(factory=dict, init=False)
@@ -110,18 +112,29 @@ class RingFollower:
 
     def ready(self, fd: int) -> None:
         """See Follower. The event goes on before anybody looks."""
-        event = next(event for event in self._events.values() if event.source == fd)
-        count = os.read(fd, 8)
-        # Whoever made this one may have made it a pipe, or closed it.
+        key = next((key for key, event in self._events.items() if event.source == fd), None)
+        # The number may have been another descriptor's when somebody waited for it; to read would be to wait.
+        if key is None or not _is_ready(fd, select.POLLIN):
+            return
+        # Whoever made these may have made pipes of them, or closed them.
+        count = b""
         with suppress(OSError):
-            os.write(event.target, count)
+            count = os.read(fd, 8)
+        if not count:
+            self._events.pop(key).close()
+            return
+        event = self._events[key]
+        # An event that would have to wait, in a pipe that is full, is lost: many are as good as one.
+        with suppress(OSError):
+            if _is_ready(event.target, select.POLLOUT):
+                os.write(event.target, count)
         self._look(event.ring, event.name)
 
     def close(self) -> None:
         """See Follower."""
         for event in self._events.values():
             event.close()
-        self._forget_files()
+        self._table = MemoryTable()
 
     # What messages say
 
@@ -130,13 +143,11 @@ class RingFollower:
 
     def _set_table(self, name: str, values: Any, fds: list[int]) -> None:
         self._table = MemoryTable.of(values.regions, fds, self)
-        self._forget_files()
-        for region, fd in zip(values.regions, fds, strict=True):
-            self._files.append((os.dup(fd), region.mmap_offset + region.memory_size))
 
     def _add_region(self, name: str, values: Any, fds: list[int]) -> None:
+        if len(fds) != 1:
+            raise MessageError(f"one region comes with {len(fds)} descriptors")
         self._table = self._table.with_region(values.region, fds[0], self)
-        self._files.append((os.dup(fds[0]), values.region.mmap_offset + values.region.memory_size))
 
     def _remove_region(self, name: str, values: Any, fds: list[int]) -> None:
         self._table = self._table.without_region(values.region)
@@ -167,7 +178,9 @@ class RingFollower:
         self._events[index, kind] = _Event(index, kind, source, target)
         ring = self._ring(index)
         if ring.areas is not None and ring.positions is None and not self._features & bit(Feature.RING_PACKED):
-            self._moved(ring)
+            # From here on the descriptor is ours: whatever the areas are, another has to go on in its place.
+            with suppress(MemoryFault):
+                self._moved(ring)
         return [os.dup(ours)]
 
     def _ring(self, index: int) -> _Ring:
@@ -182,15 +195,11 @@ class RingFollower:
             mapping = mmap.mmap(fd, offset + size - start, offset=start)
         except (OSError, ValueError) as error:
             raise MessageError(f"a region cannot be mapped: {error}") from error
+        self._ends[mapping] = offset + size
         return memoryview(mapping)[offset - start :]
 
     def _whole(self) -> bool:
-        return all(os.fstat(fd).st_size >= size for fd, size in self._files)
-
-    def _forget_files(self) -> None:
-        for fd, _ in self._files:
-            os.close(fd)
-        self._files.clear()
+        return all(mapping.size() >= end for mapping, end in self._ends.items())
 
     # Looking
 
@@ -203,7 +212,9 @@ class RingFollower:
         outstanding = picture.outstanding if picture else None
         available = used = None
         if not self._features & bit(Feature.RING_PACKED):
-            available, used, outstanding = self._moved(ring)
+            # An area may end before its index does, and a region may have gone.
+            with suppress(MemoryFault):
+                available, used, outstanding = self._moved(ring)
         problems = tuple(found for found in picture.problems if found not in ring.known) if picture else ()
         ring.known.update(problems)
         self.seen(RingSeen(now, index, event, available, used, outstanding, problems))
@@ -228,6 +239,12 @@ class RingFollower:
         if before is None:
             return None, None, outstanding
         return (available - before[0]) & 0xFFFF, (used - before[1]) & 0xFFFF, outstanding
+
+
+def _is_ready(fd: int, events: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, events)
+    return bool(poll.poll(0))
 
 
 _LEARN: Final[dict[int, Callable[[RingFollower, str, Any, list[int]], list[int] | None]]] = {

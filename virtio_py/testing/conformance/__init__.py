@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from virtio_py.testing.conformance.run import Suite, run
-from virtio_py.testing.conformance.verdicts import Outcome, Verdict, as_json, as_junit, exit_status
+from virtio_py.testing.conformance.verdicts import Verdict, as_json, as_junit, exit_status
+from virtio_py.testing.endings import Outcome
 
 __all__ = ["Outcome", "Suite", "Verdict", "as_json", "as_junit", "exit_status", "run"]

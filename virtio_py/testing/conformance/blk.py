@@ -25,7 +25,7 @@ from virtio_py.testing.conformance.checks import check
 from virtio_py.testing.conformance.kinds import BLOCK, blk_request, blk_status, host_managed
 from virtio_py.testing.conformance.parts import Answer, recut
 from virtio_py.testing.conformance.rig import Rig
-from virtio_py.testing.conformance.verdicts import Failed, Rejected, Skipped
+from virtio_py.testing.endings import Failed, Rejected, Skipped
 
 _F, _R, _S = BlkFeature, BlkRequest, BlkStatus
 _SECTORS: Final = BLOCK // SECTOR

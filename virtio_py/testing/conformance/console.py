@@ -17,7 +17,7 @@ from virtio_py.testing.conformance.checks import Check, check
 from virtio_py.testing.conformance.kinds import Request
 from virtio_py.testing.conformance.parts import Sent
 from virtio_py.testing.conformance.rig import Rig
-from virtio_py.testing.conformance.verdicts import Failed
+from virtio_py.testing.endings import Failed
 
 _F = ConsoleFeature
 _ROOM: Final = 256

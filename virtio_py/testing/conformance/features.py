@@ -9,7 +9,7 @@ from virtio_py.spec import Feature, bit, mask
 from virtio_py.status import RING_FEATURES, missing_needs
 from virtio_py.testing.conformance.checks import check
 from virtio_py.testing.conformance.rig import Rig
-from virtio_py.testing.conformance.verdicts import Skipped
+from virtio_py.testing.endings import Skipped
 
 _ANYWHERE: Final = mask(*Feature)
 

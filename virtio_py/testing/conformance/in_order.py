@@ -8,7 +8,7 @@ from virtio_py.spec import Feature
 from virtio_py.testing.conformance.checks import check
 from virtio_py.testing.conformance.parts import recut
 from virtio_py.testing.conformance.rig import Rig
-from virtio_py.testing.conformance.verdicts import Failed
+from virtio_py.testing.endings import Failed
 
 
 @check("features.device.reserved-feature-bits.5", needs=(Feature.IN_ORDER,))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from virtio_py.spec import Feature
 from virtio_py.testing.conformance.chains import cuts
 from virtio_py.testing.conformance.checks import check
-from virtio_py.testing.conformance.hands import INDIRECT, WRITE, Descriptor, table
 from virtio_py.testing.conformance.parts import Sent
 from virtio_py.testing.conformance.rig import Rig
+from virtio_py.testing.hands import INDIRECT, WRITE, Descriptor, table
 
 
 @check("split.device.message-framing.1", "packed.device.scatter-gather-support.1", needs=(Feature.INDIRECT_DESC,))

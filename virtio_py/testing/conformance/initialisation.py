@@ -5,7 +5,7 @@ from __future__ import annotations
 from virtio_py.spec import DeviceStatus, Feature
 from virtio_py.testing.conformance.checks import check
 from virtio_py.testing.conformance.rig import NEGOTIATED, RUNNING, Rig
-from virtio_py.testing.conformance.verdicts import Skipped
+from virtio_py.testing.endings import Skipped
 
 
 @check("status.device.device-status-field.1")

@@ -31,7 +31,7 @@ from virtio_py.devices.scsi.layout import (
 )
 from virtio_py.spec import DeviceId, bit, mask
 from virtio_py.status import FeatureNeeds
-from virtio_py.testing.conformance.verdicts import Failed
+from virtio_py.testing.endings import Failed
 
 if TYPE_CHECKING:
     from virtio_py.testing.conformance.rig import Rig

@@ -24,7 +24,7 @@ from virtio_py.testing.conformance.checks import check
 from virtio_py.testing.conformance.kinds import FRAME, Request, net_send
 from virtio_py.testing.conformance.parts import Sent, recut
 from virtio_py.testing.conformance.rig import Rig
-from virtio_py.testing.conformance.verdicts import Failed, Skipped
+from virtio_py.testing.endings import Failed, Skipped
 
 _F = NetFeature
 _INCOMING: Final = "net.device.incoming-packets"

@@ -13,7 +13,7 @@ from virtio_py.testing.conformance.net import Received, net_config
 from virtio_py.testing.conformance.net_offloads import tcp_frame
 from virtio_py.testing.conformance.parts import Sent
 from virtio_py.testing.conformance.rig import Rig
-from virtio_py.testing.conformance.verdicts import Failed, Rejected, Skipped
+from virtio_py.testing.endings import Failed, Rejected, Skipped
 
 _F = NetFeature
 _OURS: Final = bytes.fromhex("52540066b579")

@@ -10,7 +10,7 @@ from virtio_py.testing.conformance.checks import check
 from virtio_py.testing.conformance.kinds import net_send
 from virtio_py.testing.conformance.net import Received
 from virtio_py.testing.conformance.rig import Rig
-from virtio_py.testing.conformance.verdicts import Skipped
+from virtio_py.testing.endings import Skipped
 
 _F = NetFeature
 _IP: Final = bytes.fromhex("4500 0000 0001 0000 4006 0000 0a4f0001 0a4f0002")

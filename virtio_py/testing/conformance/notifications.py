@@ -6,9 +6,8 @@ from typing import Final
 
 from virtio_py.spec import AvailFlag, Feature
 from virtio_py.testing.conformance.checks import check
-from virtio_py.testing.conformance.hands import Hand
 from virtio_py.testing.conformance.rig import Rig
-from virtio_py.testing.conformance.split_hand import SplitHand
+from virtio_py.testing.hands import Hand, SplitHand
 
 _PACKED: Final = "prose.packed.event-suppression"
 _PREFIX: Final = "split.device.used-buffer-notification-suppression"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from virtio_py.spec import PackedDescFlag
 from virtio_py.testing.conformance.checks import check
-from virtio_py.testing.conformance.packed_hand import PackedHand
 from virtio_py.testing.conformance.rig import Rig
+from virtio_py.testing.hands import PackedHand
 
 
 def packed_hand(rig: Rig) -> PackedHand:

@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 from attrs import frozen
 
 from virtio_py.memory import Arena, Buffer
-from virtio_py.testing.conformance.hands import WRITE, Descriptor
 from virtio_py.testing.conformance.kinds import Request
-from virtio_py.testing.conformance.verdicts import Failed
+from virtio_py.testing.endings import Failed
+from virtio_py.testing.hands import WRITE, Descriptor
 
 _GUARD: Final = 32
 _GUARD_BYTE: Final = b"\x5a"

@@ -19,15 +19,12 @@ from attrs import define, field
 
 from virtio_py.driver import Transport
 from virtio_py.errors import Disconnected, NeedsReset, VirtioError
-from virtio_py.memory import GuestMemory
 from virtio_py.rings.queue import DriverQueue
 from virtio_py.spec import DeviceStatus, Feature, bit, feature_names, mask
-from virtio_py.testing.conformance.hands import INDIRECT, Descriptor, Hand, table
 from virtio_py.testing.conformance.kinds import Kind, Request
-from virtio_py.testing.conformance.packed_hand import PackedHand
 from virtio_py.testing.conformance.parts import Answer, Part, Sent, make_part, shape_of
-from virtio_py.testing.conformance.split_hand import SplitHand
-from virtio_py.testing.conformance.verdicts import Failed, Rejected, Skipped, Wedged
+from virtio_py.testing.endings import Failed, Rejected, Skipped, Wedged
+from virtio_py.testing.hands import INDIRECT, Descriptor, Hand, make_hand, table
 
 NOWHERE: Final = 1 << 46
 """A guest address far behind any memory."""
@@ -313,8 +310,3 @@ class Rig:
         index = self.kind.good(self).queue
         self.hands[index].add(Descriptor(NOWHERE, 16))
         self.kick(index)
-
-
-def make_hand(queue: DriverQueue, memory: GuestMemory) -> Hand:
-    """The hand for a queue's layout."""
-    return {"split": SplitHand, "packed": PackedHand}[queue.layout](queue, memory)

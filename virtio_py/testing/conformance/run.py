@@ -16,7 +16,8 @@ from virtio_py.testing.conformance.catalogue import all_checks
 from virtio_py.testing.conformance.checks import Check
 from virtio_py.testing.conformance.kinds import KINDS, Kind
 from virtio_py.testing.conformance.rig import Rig
-from virtio_py.testing.conformance.verdicts import Ended, Failed, Outcome, Skipped, Verdict, Wedged
+from virtio_py.testing.conformance.verdicts import Verdict
+from virtio_py.testing.endings import Ended, Failed, Outcome, Skipped, Wedged
 
 Connect = Callable[[], Transport]
 """Makes a connection to the device. It may be asked for one as soon as the one before is closed."""

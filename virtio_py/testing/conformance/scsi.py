@@ -32,7 +32,7 @@ from virtio_py.testing.conformance.checks import check
 from virtio_py.testing.conformance.kinds import INQUIRY, TEST_UNIT_READY, Request, scsi_command
 from virtio_py.testing.conformance.parts import Answer
 from virtio_py.testing.conformance.rig import Rig
-from virtio_py.testing.conformance.verdicts import Skipped
+from virtio_py.testing.endings import Skipped
 
 _R = ScsiResponse
 _UNWRITTEN: Final = 0xA5

@@ -8,8 +8,8 @@ from virtio_py.spec import Feature
 from virtio_py.testing.conformance.checks import check
 from virtio_py.testing.conformance.parts import Sent
 from virtio_py.testing.conformance.rig import Rig
-from virtio_py.testing.conformance.split_hand import SplitHand
-from virtio_py.testing.conformance.verdicts import Skipped, Wedged
+from virtio_py.testing.endings import Skipped, Wedged
+from virtio_py.testing.hands import SplitHand
 
 
 def split_hand(rig: Rig) -> SplitHand:

@@ -11,21 +11,19 @@ _NEEDS = (Feature.SUSPEND,)
 
 
 def _suspend(rig: Rig) -> None:
-    rig.transport.write_status(RUNNING | int(DeviceStatus.SUSPEND))
-    rig.require(
-        rig.holds(lambda: rig.needs_reset or rig.transport.read_status() == _SUSPENDED),
-        f"the status is {rig.transport.read_status():#x} after SUSPEND was written",
-        "basic.device.device-suspend.8",
-    )
+    _becomes(rig, _SUSPENDED, "basic.device.device-suspend.8")
 
 
 def _resume(rig: Rig) -> None:
+    _becomes(rig, RUNNING, "basic.device.device-suspend.9")
+
+
+def _becomes(rig: Rig, status: int, clause: str) -> None:
+    # Either way SUSPEND is what is written: it asks for the other of the two.
     rig.transport.write_status(RUNNING | int(DeviceStatus.SUSPEND))
-    rig.require(
-        rig.holds(lambda: rig.needs_reset or rig.transport.read_status() == RUNNING),
-        f"the status is {rig.transport.read_status():#x} after DRIVER_OK was written",
-        "basic.device.device-suspend.9",
-    )
+    rig.holds(lambda: rig.needs_reset or rig.transport.read_status() == status)
+    found = rig.transport.read_status()
+    rig.require(rig.needs_reset or found == status, f"the status is {found:#x}, and not {status:#x}", clause)
 
 
 @check("basic.device.device-suspend.8", "basic.device.device-suspend.9", needs=_NEEDS)

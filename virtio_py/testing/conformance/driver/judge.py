@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from attrs import define, field
 
-from virtio_py.device import Device, DeviceEnd, QueueSpec
+from virtio_py.device import Device, DeviceEnd
 from virtio_py.errors import UsageError
 from virtio_py.rings.chain import Chain
 from virtio_py.rings.queue import DeviceQueue
 from virtio_py.spec import DeviceStatus, Feature, bit, mask
-from virtio_py.status import FeatureNeeds, missing_needs
+from virtio_py.status import missing_needs
 from virtio_py.testing.conformance.driver import blk, console, net, rings, scsi
 from virtio_py.testing.conformance.driver.ledger import Ledger
 from virtio_py.testing.conformance.driver.views import Kind, View
 from virtio_py.testing.conformance.kinds import KINDS
-from virtio_py.watch import Watch
+from virtio_py.testing.wrapped import Wrapped
 
 _INITIALISATION: Final = "basic.driver.device-initialization"
 _FEATURES: Final = "features.driver.feature-bits"
@@ -41,10 +41,9 @@ _KINDS: Final[dict[str, Callable[[], Kind]]] = {
 
 
 @define(eq=False)
-class Judge(Device):
+class Judge(Wrapped):
     """A device that is served by `inner`, whose driver is judged. ledger: what was found so far."""
 
-    inner: Device
     name: str
     ledger: Ledger = field(init=False)
     view: View = field(init=False)
@@ -57,37 +56,9 @@ class Judge(Device):
         self.view = View(self.ledger, self.inner)
         self._rings = rings.Rings(self.ledger)
 
-    @property
-    def device_id(self) -> int:  # type: ignore[override]  # of an instance, where others have it of their class
-        """The inner device's type."""
-        return self.inner.device_id
-
-    @property
-    def feature_needs(self) -> FeatureNeeds:  # type: ignore[override]  # likewise
-        """What the inner device insists on."""
-        return self.inner.feature_needs
-
-    def queues(self) -> Sequence[QueueSpec]:
-        return self.inner.queues()
-
-    def offered_features(self) -> int:
-        return self.inner.offered_features()
-
-    def refuse_features(self, features: int) -> str | None:
-        return self.inner.refuse_features(features)
-
-    def read_config(self) -> bytes:
-        return self.inner.read_config()
-
-    def busy(self) -> bool:
-        return self.inner.busy()
-
     def queue_reset(self, index: int) -> None:
         self._rings.forget(index)
         self.inner.queue_reset(index)
-
-    def watch(self) -> Sequence[Watch]:
-        return self.inner.watch()
 
     def reset(self) -> None:
         self._rings.reset()

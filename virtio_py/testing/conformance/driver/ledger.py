@@ -8,7 +8,8 @@ from typing import Final
 
 from attrs import define, field
 
-from virtio_py.testing.conformance.verdicts import Outcome, Verdict
+from virtio_py.testing.conformance.verdicts import Verdict
+from virtio_py.testing.endings import Outcome
 
 _CLAUSE: Final = re.compile(r"\[([a-z0-9.-]+)\]")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from virtio_py.memory import GuestMemory
 from virtio_py.rings.layouts import virtq_avail, virtq_used, virtq_used_elem
 from virtio_py.rings.queue import DriverQueue
 from virtio_py.spec import AvailFlag
-from virtio_py.testing.conformance.hands import NEXT, POISON, Descriptor, Hand, Used
-from virtio_py.testing.conformance.verdicts import Failed, Skipped
+from virtio_py.testing.endings import Failed, Skipped
+from virtio_py.testing.hands.hand import POISON, Descriptor, Hand, Used, linked
 
 
 class SplitHand(Hand):
@@ -46,12 +47,18 @@ class SplitHand(Hand):
         if len(descriptors) > len(self._slots):
             raise Skipped(f"{len(descriptors)} descriptors do not fit a queue of {self.size}")
         slots = tuple(self._slots.popleft() for _ in descriptors)
-        for n, (slot, (address, length, flags)) in enumerate(zip(slots, descriptors, strict=True)):
-            last = n == len(slots) - 1
-            self.put(slot, Descriptor(address, length, flags | (0 if last else NEXT)), 0 if last else slots[n + 1])
-        self.head(slots[0])
+        self._link(slots, descriptors)
         self.held[slots[0]] = slots
         return slots[0]
+
+    def force(self, ident: int, *descriptors: Descriptor) -> None:
+        self._link(range(ident, ident + len(descriptors)), descriptors)
+        self.publish()
+
+    def _link(self, slots: Sequence[int], descriptors: Sequence[Descriptor]) -> None:
+        for slot, descriptor, following in zip(slots, linked(descriptors), [*slots[1:], 0], strict=True):
+            self.put(slot, descriptor, following)
+        self.head(slots[0])
 
     def head(self, head: int) -> None:
         """Stages a head that may be of no chain."""
@@ -66,6 +73,10 @@ class SplitHand(Hand):
         """Stores the available index."""
         self.published = idx & 0xFFFF
         self.driver[self.word("idx")] = self.published
+
+    @property
+    def any_used(self) -> bool:
+        return self.device[self._used.offset("idx") // 2] != self.seen
 
     def used(self) -> list[Used]:
         idx = self.device[self._used.offset("idx") // 2]

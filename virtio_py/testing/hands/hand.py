@@ -10,13 +10,10 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from virtio_py.memory import GuestMemory
-from virtio_py.rings.layouts import (
-    pvirtq_desc,
-    virtq_desc,
-)
+from virtio_py.rings.layouts import pvirtq_desc, virtq_desc
 from virtio_py.rings.queue import DriverQueue
 from virtio_py.spec import Feature, VirtqDescFlag
-from virtio_py.testing.conformance.verdicts import Failed
+from virtio_py.testing.endings import Failed
 
 NEXT: Final = int(VirtqDescFlag.NEXT)
 WRITE: Final = int(VirtqDescFlag.WRITE)
@@ -68,6 +65,15 @@ class Hand:
         """Makes available what was staged, all at once."""
         raise NotImplementedError
 
+    def force(self, ident: int, *descriptors: Descriptor) -> None:
+        """A chain under this id, free or not, published; the hand does not expect it back."""
+        raise NotImplementedError
+
+    @property
+    def any_used(self) -> bool:
+        """Whether the device has used something that `used` was not asked for yet."""
+        raise NotImplementedError
+
     def used(self) -> list[Used]:
         """What was used since this was last asked. Raises Failed for what cannot be."""
         raise NotImplementedError
@@ -86,10 +92,8 @@ class Hand:
 
     def put(self, slot: int, descriptor: Descriptor, other: int = 0) -> None:
         """Writes a descriptor as it is given. other: `next` (split) or `id` (packed)."""
-        record, name = (virtq_desc, "next") if self.queue.layout == "split" else (pvirtq_desc, "id")
-        address, length, flags = descriptor
-        data = record.encode(addr=address, len=length, flags=flags, **{name: other})
-        self.memory.write(self.queue.descriptor_area + slot * record.size, data)
+        at = self.queue.descriptor_area + slot * virtq_desc.size
+        self.memory.write(at, encoded(self.queue.layout, descriptor, other))
 
     def descriptors(self) -> bytes:
         """The descriptor area as it is."""
@@ -111,13 +115,22 @@ class Hand:
         raise NotImplementedError
 
 
+def encoded(layout: str, descriptor: Descriptor, other: int = 0) -> bytes:
+    """The 16 bytes of a descriptor as it is given. other: `next` (split) or `id` (packed)."""
+    record, name = (virtq_desc, "next") if layout == "split" else (pvirtq_desc, "id")
+    address, length, flags = descriptor
+    return record.encode(addr=address, len=length, flags=flags, **{name: other})
+
+
+def linked(descriptors: Sequence[Descriptor]) -> list[Descriptor]:
+    """The same with NEXT in all but the last."""
+    last = len(descriptors) - 1
+    return [Descriptor(a, n, flags | (NEXT if at < last else 0)) for at, (a, n, flags) in enumerate(descriptors)]
+
+
 def table(entries: Sequence[Descriptor], layout: str) -> bytes:
     """An indirect table of a chain."""
-    record, other = (virtq_desc, "next") if layout == "split" else (pvirtq_desc, "id")
-    last = len(entries) - 1
-    parts = []
-    for n, (address, length, flags) in enumerate(entries):
-        link = n < last and layout == "split"
-        values = {"flags": flags | (NEXT if link else 0), other: n + 1 if link else 0}
-        parts.append(record.encode(addr=address, len=length, **values))
-    return b"".join(parts)
+    if layout == "packed":
+        return b"".join(encoded(layout, entry) for entry in entries)
+    following = [*range(1, len(entries)), 0]
+    return b"".join(encoded(layout, entry, n) for entry, n in zip(linked(entries), following, strict=True))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 from virtio_py.memory import GuestMemory
 from virtio_py.rings.layouts import pvirtq_desc, pvirtq_event_suppress
 from virtio_py.rings.queue import DriverQueue
 from virtio_py.spec import PackedDescFlag, RingEventFlag
-from virtio_py.testing.conformance.hands import NEXT, WRITE, Descriptor, Hand, Used
-from virtio_py.testing.conformance.verdicts import Skipped
+from virtio_py.testing.endings import Skipped
+from virtio_py.testing.hands.hand import WRITE, Descriptor, Hand, Used, linked
 
 _NO_ID: Final = 0xBAD1
 """The id in a descriptor that has none."""
@@ -37,15 +38,21 @@ class PackedHand(Hand):
         if len(descriptors) > self.size - sum(map(len, self.held.values())):
             raise Skipped(f"{len(descriptors)} descriptors do not fit a queue of {self.size}")
         ident = self._ids.popleft()
-        slots = []
-        for n, (address, length, flags) in enumerate(descriptors):
-            slots.append(self.at)
-            last = n == len(descriptors) - 1
-            marked = flags | (0 if last else NEXT) | self.ownership()
-            # Only the last descriptor of a list has the buffer id (2.8.5); the others' mean nothing.
-            self.raw(Descriptor(address, length, marked), ident if last else _NO_ID, hidden=not self.staged)
-        self.held[ident] = tuple(slots)
+        self.held[ident] = self._list(ident, descriptors)
         return ident
+
+    def force(self, ident: int, *descriptors: Descriptor) -> None:
+        self._list(ident, descriptors)
+        self.publish()
+
+    def _list(self, ident: int, descriptors: Sequence[Descriptor]) -> tuple[int, ...]:
+        slots = []
+        for n, descriptor in enumerate(linked(descriptors)):
+            slots.append(self.at)
+            marked = descriptor._replace(flags=descriptor.flags | self.ownership())
+            # Only the last descriptor of a list has the buffer id (2.8.5); the others' mean nothing.
+            self.raw(marked, ident if n == len(descriptors) - 1 else _NO_ID, hidden=not self.staged)
+        return tuple(slots)
 
     def raw(self, descriptor: Descriptor, ident: int, hidden: bool = False) -> None:
         """The next slot, with all flags as given. hidden: only `publish` stores its flags."""
@@ -69,13 +76,14 @@ class PackedHand(Hand):
             self._flags[self._flag(slot)] = flags
         self.staged.clear()
 
+    @property
+    def any_used(self) -> bool:
+        mark = PackedDescFlag.AVAIL | PackedDescFlag.USED
+        return self.flags_at(self.used_at) & mark == (mark if self.used_wrap else 0)
+
     def used(self) -> list[Used]:
         done: list[Used] = []
-        mark = PackedDescFlag.AVAIL | PackedDescFlag.USED
-        while self.held:
-            flags = self.flags_at(self.used_at)
-            if flags & mark != (mark if self.used_wrap else 0):
-                break
+        while self.held and self.any_used:
             at = self.queue.descriptor_area + self.used_at * pvirtq_desc.size
             element = pvirtq_desc.decode(self.memory.read(at, pvirtq_desc.size))
             if element.id not in self.held and self.lenient:
