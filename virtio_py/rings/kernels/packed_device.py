@@ -76,13 +76,13 @@ ENABLE, DISABLE, DESC = int(RingEventFlag.ENABLE), int(RingEventFlag.DISABLE), i
 @kernel
 def packed_is_available(flags: int, wrap: int) -> bool:
     """Whether a descriptor's flags say available, to a side whose wrap counter is `wrap`: AVAIL is it, USED is not."""
-    return (flags & F_AVAIL != 0) == (wrap != 0) and (flags & F_USED != 0) != (wrap != 0)
+    return flags & (F_AVAIL | F_USED) == (F_AVAIL if wrap else F_USED)
 
 
 @kernel
 def packed_is_used(flags: int, wrap: int) -> bool:
     """Whether a descriptor's flags say used, to a side whose wrap counter is `wrap`: both bits are it."""
-    return (flags & F_AVAIL != 0) == (wrap != 0) and (flags & F_USED != 0) == (wrap != 0)
+    return flags & (F_AVAIL | F_USED) == (F_AVAIL | F_USED if wrap else 0)
 
 
 @kernel
