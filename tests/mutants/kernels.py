@@ -100,7 +100,7 @@ PACKED: Final = {
     "the second lap is the first": ("packed.device.virtqueues.1", "packed_take", "wrap ^= 1", "pass"),
     "AVAIL is not looked at": (
         "packed.device.descriptor-table.3", "packed_is_available",
-        "(flags & F_AVAIL != 0) == (wrap != 0) and (flags & F_USED", "(flags & F_USED",
+        "flags & (F_AVAIL | F_USED) == (F_AVAIL if wrap else F_USED)", "flags & F_USED == (0 if wrap else F_USED)",
     ),
     "the used one before is touched": (
         "packed.device.descriptor-table.4", "packed_complete", "store_release(ring16, first_slot",
