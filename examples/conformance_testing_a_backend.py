@@ -31,13 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("socket")
     parser.add_argument("--only", default="", help="clauses that begin with this, such as split.device")
     options = parser.parse_args(arguments)
-    with Spawned(COMMAND.format(image=options.image, socket=options.socket), options.socket) as backend:
-        verdicts = run(
-            lambda: VhostUserTransport(options.socket, DeviceId.BLOCK, num_queues=1, timeout=2.0),
-            "blk",
-            only=options.only,
-            restart=backend.restart,
-        )
+
+    def connect() -> VhostUserTransport:
+        return VhostUserTransport(options.socket, DeviceId.BLOCK, num_queues=1, timeout=2.0)
+
+    command = COMMAND.format(image=options.image, socket=options.socket)
+    with Spawned(command, options.socket, lambda: connect().close()) as backend:
+        verdicts = run(connect, "blk", only=options.only, restart=backend.restart)
     for verdict in verdicts:
         if verdict.verdict in BAD:
             print(f"{verdict.verdict:8}{verdict.clause}  {verdict.detail}")

@@ -110,8 +110,13 @@ def run(args: argparse.Namespace) -> int:
         if args.workers is not None and args.workers != 1:
             raise UsageError("interfaces that talk to each other are served by one process, which --workers 1 replaces")
         return _supervised(args, partial(backend.serve, args, args.socket_path, **_options(args)))
+    if args.workers is None:
+        # The device first, with all that stands behind it: whoever finds the socket finds everything.
+        with backend.make(args) as device, _socket(args) as sock:
+            _serve(device, args, sock)
+        return 0
     with _socket(args) as sock:
-        return _supervised(args, partial(_serve, backend, args, sock), sock)
+        return _supervised(args, partial(_serve_made, backend, args, sock), sock)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -158,14 +163,18 @@ def _on_signals(stop: Callable[[], None]) -> None:
         signal.signal(number, lambda *_: stop())
 
 
-def _serve(backend: Kind, args: argparse.Namespace, sock: socket.socket) -> None:
+def _serve_made(backend: Kind, args: argparse.Namespace, sock: socket.socket) -> None:
+    with backend.make(args) as device:
+        _serve(device, args, sock)
+
+
+def _serve(device: Device, args: argparse.Namespace, sock: socket.socket) -> None:
     from virtio_py.transports.vhost_user_server import Server
 
-    with backend.make(args) as device:
-        server = Server(device, **_options(args), threads=getattr(args, "threads", 1))
-        _on_signals(server.stop)
-        with closing(server):
-            server.serve(sock)
+    server = Server(device, **_options(args), threads=getattr(args, "threads", 1))
+    _on_signals(server.stop)
+    with closing(server):
+        server.serve(sock)
 
 
 def _socket(args: argparse.Namespace) -> AbstractContextManager[socket.socket]:
