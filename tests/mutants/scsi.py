@@ -66,11 +66,11 @@ def _is(response: int) -> Callable[[bytes, int], bool]:
 
 
 def _unheard_of(request: bytes, found: int) -> bool:
-    return request[virtio_scsi_req_cmd.size] == 0xC7
+    return request[virtio_scsi_req_cmd.size :][:1] == b"\xc7"
 
 
 def _without_format(request: bytes, found: int) -> bool:
-    return decode_lun(request[:8]) is None
+    return len(request) >= 8 and decode_lun(request[:8]) is None
 
 
 def _attributed(request: bytes, found: int) -> bool:
@@ -115,7 +115,7 @@ class Answers(Host):
         super().handle(queue, chain)
         if queue.index == self.wrong.queue and room:
             found = room[0][_RESPONSE if queue.index == REQUESTQ and len(room[0]) > _RESPONSE else 0]
-            if self.wrong.when(request, found):
+            if self.wrong.at < len(room[0]) and self.wrong.when(request, found):
                 room[0][self.wrong.at] = self.wrong.value
 
 

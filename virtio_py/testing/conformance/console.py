@@ -87,6 +87,7 @@ class Conversation:
         self.messages: list[tuple[Any, bytes]] = []
         self._posted: list[Sent] = []
         rig.start(_F.MULTIPORT)
+        rig.require(CONTROL_TRANSMITQ in rig.hands, "max_nr_ports leaves no queues to speak of ports in")
         self._post(16)
 
     def _post(self, count: int) -> None:
