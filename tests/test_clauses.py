@@ -64,7 +64,7 @@ def test_only_tests_that_pass_are_recorded(pytester: pytest.Pytester) -> None:
         """
         import pytest
 
-        @pytest.mark.clause("a.1")
+        @pytest.mark.clause("a.1", "a.3")
         @pytest.mark.parametrize("n", [1, 2])
         def test_passes(n): pass
 
@@ -75,7 +75,8 @@ def test_only_tests_that_pass_are_recorded(pytester: pytest.Pytester) -> None:
     plugin = ("-p", "virtio_py.testing.plugin")
     assert pytester.runpytest_subprocess(*plugin, "--record-clauses", ".").ret == 0
     assert (pytester.path / "tested.tsv").read_text().splitlines()[1:] == [
-        "a.1\ttest_only_tests_that_pass_are_recorded.py::test_passes"
+        "a.1\ttest_only_tests_that_pass_are_recorded.py::test_passes",
+        "a.3\ttest_only_tests_that_pass_are_recorded.py::test_passes",
     ]
     pytester.makepyfile(test_other="def test_fails(): assert False")
     (pytester.path / "tested.tsv").unlink()

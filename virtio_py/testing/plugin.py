@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the marker, and the recorder."""
     config.addinivalue_line(
-        "markers", "clause(id): the normative clause of the virtio specification that a test observes"
+        "markers", "clause(id, ...): the normative clauses of the virtio specification that a test observes"
     )
     folder = config.getoption("--record-clauses")
     config.pluginmanager.register(Recorder(Path(folder) if folder else None), "virtio-clauses")
@@ -60,7 +60,7 @@ class Recorder:
         if report.when == "call" and not report.skipped:
             test = item.nodeid.split("[", 1)[0]
             found = self.observed if report.passed else self.broken
-            found |= {(mark.args[0], test) for mark in item.iter_markers("clause")}
+            found |= {(clause, test) for mark in item.iter_markers("clause") for clause in mark.args}
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Which clauses do not hold, by the tests that say so; how many were observed, with -v."""
