@@ -216,7 +216,9 @@ def test_our_back_ends_conform(device: str, packed: bool, tmp_path: Path) -> Non
     assert {row["verdict"] for row in rows} == {"PASS", "REJECT", "SKIP"}
     unoffered = [row for row in rows if "RING_PACKED is not offered" in row["detail"]]
     assert bool(unoffered) != packed
-    assert sum(row["verdict"] == "PASS" for row in rows) > (70 if packed else 40)
+    # `serve` lets no status messages through to a console (QEMU writes it half of them): those clauses are skipped.
+    without_status = 10 if device == "console" else 0
+    assert sum(row["verdict"] == "PASS" for row in rows) > (80 if packed else 45) - without_status
 
 
 @linux
