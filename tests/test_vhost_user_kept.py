@@ -274,7 +274,8 @@ def test_a_driver_that_waits_is_woken_by_a_message(tmp_path: Path) -> None:
         before = transport._frontend.calls
         driver.submit([Ask.read(0, 1)])
         start = time.monotonic()
-        while not queue.take_used():
+        # The buffer may be back before anybody waits; its message comes all the same.
+        while transport._frontend.calls == before:
             transport.wait(30)
         assert time.monotonic() - start < 10
-        assert transport._frontend.calls > before
+        assert queue.take_used()
